@@ -1,0 +1,48 @@
+# Every target sets the environment up once and then only does its work.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: demo test lab notebooks lint docs lock clean
+
+demo: $(READY)
+	$(BIN)/servinglib demo
+
+test: lint
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m servinglib.course.build --check
+	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=120 -p no:cacheprovider notebooks/zh notebooks/en notebooks/solutions
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/basedpyright
+
+lab: $(READY)
+	$(BIN)/jupyter lab notebooks
+
+notebooks: $(READY)
+	$(BIN)/python -m servinglib.course.build
+
+docs: $(READY)
+	$(BIN)/sphinx-build -W --keep-going -b html -D language=zh_CN docs/zh docs/_build/zh
+	$(BIN)/sphinx-build -W --keep-going -b html docs/en docs/_build/en
+
+# The one environment: exact versions, the package itself in place.
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+# Resolve the lower bounds of pyproject.toml into exact versions. torch's CUDA packages stay out:
+# pip takes them from torch's own metadata on machines whose torch is a CUDA build.
+lock:
+	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-annotate --no-header \
+	  $(shell cat tools/torch_cuda_packages.txt | sed 's/^/--no-emit-package /') -o requirements.lock
+
+clean:
+	rm -rf $(VENV) build dist docs/_build reports .pytest_cache .ruff_cache .hypothesis *.egg-info

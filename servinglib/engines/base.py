@@ -1,0 +1,213 @@
+"""The one interface that every engine has, so that a server, a benchmark or a lesson can swap them.
+
+Streaming comes first: an engine's only primitive is `run`, which yields the token events of a batch
+as they happen. A whole answer is a collected stream, so time to first token is measured on every
+engine and estimated on none. `tests/engines/contract.py` holds what each engine must pass.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from servinglib.errors import ContextTooLong, EmptyPrompt, InvalidRequest, ServingError
+from servinglib.request import Completion, Request, SamplingParams, TokenEvent
+
+Prompt = str | Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What an engine can do; a caller asks here instead of guessing from its name.
+
+    Attributes
+    ----------
+    batching : {"static", "continuous"}
+        Whether requests join and leave only between batches, or at every step.
+    sampling : bool
+        False where temperature, top_k and top_p are refused.
+    real_model : bool
+        False where the tokens come from a model of time, not of language.
+    """
+
+    batching: Literal["static", "continuous"]
+    sampling: bool
+    real_model: bool
+
+
+class Engine(ABC):
+    """A loaded model that turns prompts into token events.
+
+    Attributes
+    ----------
+    name : str
+        The engine's registered name, such as "transformers".
+    model_name : str
+    context_length : int
+        Most tokens of prompt and answer together.
+    capabilities : Capabilities
+    """
+
+    name: str
+    model_name: str
+    context_length: int
+    capabilities: Capabilities
+
+    @classmethod
+    @abstractmethod
+    def load(cls, model: str, **options: Any) -> Engine:
+        """Load a model by name, path or hub id; an unknown option is refused by name."""
+
+    @abstractmethod
+    def tokenize(self, prompt: Prompt) -> list[int]:
+        """The prompt's token ids; ids given as a prompt are checked and passed through."""
+
+    @abstractmethod
+    def run(self, requests: Sequence[Request], prompts: Sequence[list[int]]) -> Iterator[TokenEvent]:
+        """Yield the events of one batch as they happen, each with the time it was known.
+
+        Every request ends with exactly one event whose `finish_reason` is set.
+        """
+
+    @abstractmethod
+    def abort(self, request_id: str) -> bool:
+        """End a running request at its next token with finish reason "abort"; False if it is not running."""
+
+    @abstractmethod
+    def shutdown(self) -> None:
+        """Free the model; a second call does nothing, and any later work raises `ServerClosed`."""
+
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None, **changes: Any
+    ) -> list[Completion]:
+        """Answer one prompt or several, as one batch, in order.
+
+        Parameters
+        ----------
+        prompts : str, list of int, or a list of those
+        params : SamplingParams, optional
+        **changes
+            Fields of `SamplingParams` to override, such as `max_tokens=16`.
+
+        Raises
+        ------
+        InvalidRequest, UnknownName, InvalidSetting
+            Before any work is done, when a prompt or a parameter can't be served.
+        """
+        requests = self._requests(_as_list(prompts), params, changes)
+        for request in requests:
+            self.validate(request)
+        completions = self.generate_batch(requests)
+        for completion in completions:
+            if isinstance(completion, Exception):
+                raise completion
+        return [c for c in completions if isinstance(c, Completion)]
+
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+        **changes: Any,
+    ) -> Iterator[TokenEvent]:
+        """Yield one prompt's tokens as they are generated; the prompt is checked at the call."""
+        [request] = self._requests([prompt], params, changes)
+        if request_id is not None:
+            request.request_id = request_id
+        return self.run([request], [self.validate(request)])
+
+    def generate_batch(self, requests: Sequence[Request]) -> list[Completion | Exception]:
+        """Answer a batch: one completion, or one error, per request, in order.
+
+        A request that can't be served fails alone. This is what `BatchInferenceServer` calls; it
+        stamps `scheduled`, `first_token` and `finished` on each request's timeline.
+        """
+        prompts: dict[int, list[int]] = {}
+        results: list[Completion | Exception | None] = [None] * len(requests)
+        for i, request in enumerate(requests):
+            try:
+                prompts[i] = self.validate(request)
+            except ServingError as refusal:
+                results[i] = refusal
+        if prompts:
+            batch = [requests[i] for i in prompts]
+            start = self.now()
+            streams = collect(self.run(batch, list(prompts.values())))
+            for i, request in zip(prompts, batch, strict=True):
+                results[i] = complete(request, len(prompts[i]), streams[request.request_id], start)
+        return [r if r is not None else RuntimeError("unanswered") for r in results]
+
+    def validate(self, request: Request) -> list[int]:
+        """The prompt's token ids, or the typed error that says why it can never be served."""
+        tokens = self.tokenize(request.prompt)
+        if not tokens:
+            raise EmptyPrompt
+        if len(tokens) + request.params.max_tokens > self.context_length:
+            raise ContextTooLong(len(tokens), request.params.max_tokens, self.context_length)
+        if request.params.temperature > 0 and not self.capabilities.sampling:
+            raise InvalidRequest(f"the {self.name} engine can't sample; use temperature=0")
+        return tokens
+
+    def warm_up(self) -> None:
+        """Pay one-time costs (allocations, kernel choice) now instead of in the first request."""
+        self.generate([[0] * 8, [0] * 8], max_tokens=2, ignore_eos=True)
+
+    def now(self) -> float:
+        """Seconds on the clock that stamps this engine's events."""
+        return time.perf_counter()
+
+    def _requests(
+        self, prompts: Sequence[Prompt], params: SamplingParams | None, changes: dict[str, Any]
+    ) -> list[Request]:
+        params = (params or SamplingParams()).updated(**changes)
+        return [Request(f"{self.name}-{next(_serial)}", prompt, params) for prompt in prompts]
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+
+
+_serial = itertools.count()
+
+
+def collect(events: Iterator[TokenEvent]) -> dict[str, list[TokenEvent]]:
+    """A batch's events, by request id."""
+    streams: dict[str, list[TokenEvent]] = {}
+    for event in events:
+        streams.setdefault(event.request_id, []).append(event)
+    return streams
+
+
+def complete(
+    request: Request, prompt_tokens: int, events: Sequence[TokenEvent], scheduled: float
+) -> Completion:
+    """The completion that a finished stream amounts to; stamps the engine's part of the timeline."""
+    tokens = [e for e in events if e.token_id is not None]
+    timeline = request.timeline
+    timeline.stamp("scheduled", scheduled)
+    timeline.stamp("first_token", tokens[0].time if tokens else events[-1].time)
+    timeline.stamp("finished", events[-1].time)
+    reason = events[-1].finish_reason
+    assert reason is not None, f"{request.request_id} ended without a finish reason"
+    return Completion(
+        request_id=request.request_id,
+        prompt_tokens=prompt_tokens,
+        token_ids=tuple(e.token_id for e in tokens if e.token_id is not None),
+        text="".join(e.text for e in events),
+        finish_reason=reason,
+        timeline=timeline,
+        token_times=tuple(e.time for e in tokens),
+    )
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int)):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]
