@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Protocol
 
 from servinglib.errors import InvalidSetting
@@ -51,7 +52,10 @@ class Wait:
 
 
 class BatchingPolicy(Protocol):
-    """Anything that can tell an idle server what to do."""
+    """Anything that can tell an idle server what to do.
+
+    `now` is infinite when no more requests can come (a server that drains): waiting is pointless.
+    """
 
     def decide(self, waiting: Waiting, now: float) -> Fire | Wait: ...
 
@@ -59,6 +63,8 @@ class BatchingPolicy(Protocol):
 @dataclass(slots=True)
 class DynamicBatching:
     """Fire when the batch is full, or when the oldest request has waited `max_wait_time`.
+
+    The settings may be changed at any time; each is checked when it is set.
 
     Attributes
     ----------
@@ -74,20 +80,29 @@ class DynamicBatching:
     max_wait_time: float = 0.01
     max_batch_cost: float = math.inf
 
-    def __post_init__(self) -> None:
-        if self.max_batch_size < 1:
-            raise InvalidSetting(f"max_batch_size={self.max_batch_size} must be at least 1")
-        if not 0 <= self.max_wait_time < math.inf:
-            raise InvalidSetting(f"max_wait_time={self.max_wait_time} must be a number of seconds, 0 or more")
-        if not self.max_batch_cost > 0:
-            raise InvalidSetting(f"max_batch_cost={self.max_batch_cost} must be positive")
+    def __setattr__(self, name: str, value: float) -> None:
+        match name:
+            case "max_batch_size" if not (isinstance(value, Integral) and value >= 1):
+                raise InvalidSetting(f"max_batch_size={value!r} must be a whole number, at least 1")
+            case "max_wait_time" if not 0 <= value < math.inf:
+                raise InvalidSetting(f"max_wait_time={value!r} must be a number of seconds, 0 or more")
+            case "max_batch_cost" if not value > 0:
+                raise InvalidSetting(f"max_batch_cost={value!r} must be positive")
+        object.__setattr__(self, name, value)
 
     def decide(self, waiting: Waiting, now: float) -> Fire | Wait:
         """`Fire` if the batch is full or the window is over, else `Wait` until it will be."""
+        return self.fire_or_wait(waiting, now, self.max_batch_size, self.max_wait_time)
+
+    def observe(self, size: int, seconds: float) -> None:
+        """Hear how long a batch took; this rule learns nothing from it, `AdaptiveBatching` does."""
+
+    def fire_or_wait(self, waiting: Waiting, now: float, size: int, wait: float) -> Fire | Wait:
+        """The rule itself, for a given batch size and window (seconds)."""
         if not waiting.count:
             return Wait(math.inf)
-        full = waiting.count >= self.max_batch_size or waiting.cost >= self.max_batch_cost
-        window_end = waiting.oldest_arrival + self.max_wait_time
+        full = waiting.count >= size or waiting.cost >= self.max_batch_cost
+        window_end = waiting.oldest_arrival + wait
         if full or now >= window_end:
-            return Fire(self.max_batch_size, self.max_batch_cost)
+            return Fire(size, self.max_batch_cost)
         return Wait(window_end)
