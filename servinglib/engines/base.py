@@ -12,7 +12,8 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from numbers import Integral
+from typing import Any, Literal, cast
 
 from servinglib.errors import ContextTooLong, EmptyPrompt, InvalidRequest, ServingError
 from servinglib.request import Completion, Request, SamplingParams, TokenEvent
@@ -99,13 +100,7 @@ class Engine(ABC):
             Before any work is done, when a prompt or a parameter can't be served.
         """
         requests = self._requests(_as_list(prompts), params, changes)
-        for request in requests:
-            self.validate(request)
-        completions = self.generate_batch(requests)
-        for completion in completions:
-            if isinstance(completion, Exception):
-                raise completion
-        return [c for c in completions if isinstance(c, Completion)]
+        return self._answer(requests, [self.validate(request) for request in requests])
 
     def stream(
         self,
@@ -127,20 +122,16 @@ class Engine(ABC):
         A request that can't be served fails alone. This is what `BatchInferenceServer` calls; it
         stamps `scheduled`, `first_token` and `finished` on each request's timeline.
         """
+        results: dict[int, Completion | Exception] = {}
         prompts: dict[int, list[int]] = {}
-        results: list[Completion | Exception | None] = [None] * len(requests)
         for i, request in enumerate(requests):
             try:
                 prompts[i] = self.validate(request)
             except ServingError as refusal:
                 results[i] = refusal
-        if prompts:
-            batch = [requests[i] for i in prompts]
-            start = self.now()
-            streams = collect(self.run(batch, list(prompts.values())))
-            for i, request in zip(prompts, batch, strict=True):
-                results[i] = complete(request, len(prompts[i]), streams[request.request_id], start)
-        return [r if r is not None else RuntimeError("unanswered") for r in results]
+        answers = self._answer([requests[i] for i in prompts], list(prompts.values()))
+        results.update(zip(prompts, answers, strict=True))
+        return [results[i] for i in range(len(requests))]
 
     def validate(self, request: Request) -> list[int]:
         """The prompt's token ids, or the typed error that says why it can never be served."""
@@ -160,6 +151,17 @@ class Engine(ABC):
     def now(self) -> float:
         """Seconds on the clock that stamps this engine's events."""
         return time.perf_counter()
+
+    def _answer(self, requests: Sequence[Request], prompts: Sequence[list[int]]) -> list[Completion]:
+        """Run requests that have been validated as one batch, and collect each one's stream."""
+        if not requests:
+            return []
+        start = self.now()
+        streams = collect(self.run(requests, prompts))
+        return [
+            complete(request, len(prompt), streams[request.request_id], start)
+            for request, prompt in zip(requests, prompts, strict=True)
+        ]
 
     def _requests(
         self, prompts: Sequence[Prompt], params: SamplingParams | None, changes: dict[str, Any]
@@ -207,7 +209,18 @@ def complete(
     )
 
 
+def checked_ids(prompt: Sequence[int], vocabulary: int) -> list[int]:
+    """The ids of a prompt that was given as ids, each an integer from 0 to `vocabulary` - 1."""
+    for position, token in enumerate(prompt):
+        if not isinstance(token, Integral) or not 0 <= token < vocabulary:
+            raise InvalidRequest(
+                f"prompt token {token!r} at position {position} is no token id; "
+                f"they are the integers 0..{vocabulary - 1} here"
+            )
+    return [int(token) for token in prompt]
+
+
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int)):
-        return [prompts]  # type: ignore[list-item]
-    return list(prompts)  # type: ignore[arg-type]
+    if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Integral)):
+        return [cast("Prompt", prompts)]
+    return list(cast("Sequence[Prompt]", prompts))
