@@ -1,0 +1,63 @@
+"""A number carries its birth certificate: where, when, how and with what it was measured.
+
+Every stored result embeds `birth_certificate()`, so that a reader can tell a measurement on their
+own machine from a recorded one, and two recorded ones from each other.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+PACKAGES = ("servinglib", "torch", "transformers", "numpy", "scipy", "simpy")
+
+
+def birth_certificate(seed: int | None = None, device: str = "cpu") -> dict[str, Any]:
+    """Machine, versions, command, seed and date of a result, ready for JSON.
+
+    The command is told without its folder: a stored result names no path of the machine.
+    """
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "seed": seed,
+        "machine": {
+            "cpu": _cpu_name(),
+            "cores": cores(),
+            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+            "system": f"{platform.system()} {platform.machine()}",
+            "device": device,
+        },
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _versions() -> dict[str, str]:
+    installed = {}
+    for name in PACKAGES:
+        try:
+            installed[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            installed[name] = "not installed"
+    return installed
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
