@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
 import typer
+
+from servinglib.errors import ServingError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 bench = typer.Typer(no_args_is_help=True, help="Measure a part on this machine, as ratios within one run.")
@@ -14,6 +20,92 @@ def root() -> None:
     """A course on LLM serving whose every claim can be run."""
 
 
+@app.command()
+def demo(
+    model: Annotated[str, typer.Option(help="A model of the zoo, a local path or a hub id.")] = "bench-30m",
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer sizes and requests: under a minute.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for summary.json, the pictures and index.html.")] = Path(
+        "reports/demo"
+    ),
+    lang: Annotated[Literal["zh", "en"], typer.Option(help="Language of the tables and the page.")] = "zh",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Measure, simulate and compute what batching does on this machine."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from servinglib.experiments.demo import run_demo
+    from servinglib.experiments.report import print_tables, write_report
+
+    console = Console()
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"))
+    with Progress(*columns, TimeElapsedColumn(), console=console) as bar:
+        task = bar.add_task(f"loading {model}", total=1.0)
+
+        def show(step: str, share: float) -> None:
+            bar.update(task, description=step, completed=share)
+
+        summary = run_demo(model, quick=quick, device=device, progress=show)
+        show("done", 1.0)
+    print_tables(summary, console, lang)
+    page = write_report(summary, out, lang)
+    console.print(f"{page}  ({summary['elapsed_s']:.0f} s, peak memory {summary['peak_memory_gib']:.1f} GiB)")
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="The text to go on from.")],
+    engine: Annotated[str, typer.Option(help="transformers or simulated.")] = "transformers",
+    model: Annotated[str, typer.Option(help="A model of the zoo, a local path or a hub id.")] = "course-tiny",
+    max_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 64,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token, 1 samples.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Sample among the k likeliest tokens; 0 means all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Sample among the likeliest that have this share.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
+    stream: Annotated[bool, typer.Option(help="Print each token when it is known.")] = True,
+) -> None:
+    """Answer one prompt with an engine."""
+    from servinglib.engines.registry import load_engine
+    from servinglib.request import SamplingParams
+
+    params = SamplingParams(max_tokens, temperature, top_k, top_p, seed, tuple(stop or ()))
+    with load_engine(engine, model) as loaded:
+        if stream:
+            for event in loaded.stream(prompt, params):
+                typer.echo(event.text, nl=False)
+            typer.echo()
+        else:
+            typer.echo(loaded.generate(prompt, params)[0].text)
+
+
+@bench.command("batcher")
+def bench_batcher(
+    requests: Annotated[int, typer.Option(min=1, help="Requests in flight at once.")] = 20_000,
+    batch_size: Annotated[int, typer.Option(min=1, help="Most requests in a batch.")] = 64,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each contender.")] = 5,
+    output: Annotated[Path | None, typer.Option(help="Keep the figures in this JSON file.")] = None,
+) -> None:
+    """What batching itself costs, beside the package `batched`, a textbook loop and bare futures."""
+    import json
+
+    from rich.console import Console
+
+    from servinglib.bench.batcher import measure, tables
+    from servinglib.bench.provenance import birth_certificate
+    from servinglib.server.batch_server import BatchInferenceServer
+
+    report = measure(BatchInferenceServer, requests, batch_size, rounds)
+    Console().print(*tables(report), sep="\n")
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps({**birth_certificate(), **report.to_json()}, indent=2) + "\n")
+
+
 def main() -> None:
-    """Entry point of the `servinglib` command."""
-    app()
+    """Entry point of the `servinglib` command; an error of ours is one line and exit code 2."""
+    try:
+        app()
+    except ServingError as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        sys.exit(2)
