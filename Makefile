@@ -6,14 +6,16 @@ READY  := $(VENV)/.ready
 
 .PHONY: demo test lab notebooks lint docs lock clean
 
+# Options go through: make demo ARGS="--quick --lang en"
 demo: $(READY)
-	$(BIN)/servinglib demo
+	$(BIN)/servinglib demo $(ARGS)
 
 # `build --check` proves that both languages hold the same code and outputs, so each is played once.
 PLAYED := notebooks/zh notebooks/solutions/zh
 
+# One thread of torch per worker: two teams of threads on the same cores put each other to sleep.
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 	$(BIN)/python -m servinglib.course.build --check
 	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=120 -p no:cacheprovider $(PLAYED)
 

@@ -91,8 +91,12 @@ def figure(
     """
     import matplotlib.pyplot as plt
 
+    # Made outside the style's context: in a notebook the first figure switches the backend on, and the
+    # end of the context would switch it off again, so that no further figure is shown.
+    paper = {"dpi": _SETTINGS["figure.dpi"], "facecolor": "white", "layout": "constrained"}
+    fig = plt.figure(figsize=size or _SETTINGS["figure.figsize"], **paper)
     with style():
-        fig, ax = plt.subplots(figsize=size)
+        ax = fig.add_subplot()
         ax.set(title=title, xlabel=xlabel, ylabel=ylabel, xscale=xscale, yscale=yscale)
     if xticks is not None:
         ax.set_xticks(list(xticks), [f"{tick:g}" for tick in xticks])

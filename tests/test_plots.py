@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import matplotlib as mpl
+import nbformat
 import pytest
 from matplotlib.text import Annotation
+from nbclient import NotebookClient
 
 from servinglib.plots import COLOURS, figure, label, style
 
@@ -45,3 +47,11 @@ def test_the_style_ends_with_its_context():
     with style():
         assert mpl.rcParams["axes.spines.top"] is False
     assert mpl.rcParams["axes.spines.top"] == before
+
+
+def test_a_notebook_shows_the_second_figure_as_well_as_the_first():
+    cell = "from servinglib.plots import figure\nfigure('t', 'x', 'y')[1].plot([1, 2]);"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for _ in range(2)])
+    NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
+    shown = [["image/png" in o.get("data", {}) for o in c.outputs] for c in notebook.cells]
+    assert shown == [[True], [True]]

@@ -18,7 +18,8 @@ from typing import Any
 from servinglib.bench.load import Saturation, run_open_loop, saturate
 from servinglib.engines.base import Engine
 from servinglib.engines.registry import load_engine
-from servinglib.experiments.batching_curve import BatchTimes, Shape, answered, completed, make_requests
+from servinglib.experiments.batching_curve import Shape, answered, completed, make_requests
+from servinglib.experiments.columns import BatchTimes
 from servinglib.policies.batching import DynamicBatching
 from servinglib.policies.routing import LeastOutstanding
 from servinglib.request import Completion, Request, Timeline

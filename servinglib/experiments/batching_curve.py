@@ -12,16 +12,13 @@ theory has an exact answer for; lesson 04 opens the window and sees what it cost
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-
-import numpy as np
+from dataclasses import dataclass
 
 from servinglib.bench.load import Outcome, Saturation, run_open_loop, saturate
 from servinglib.engines.base import Engine
 from servinglib.errors import ServingError
-from servinglib.metrics import e2e, percentiles
+from servinglib.experiments.columns import BatchTimes, Columns, Latencies
 from servinglib.policies.batch_time import BatchTime
 from servinglib.policies.batching import DynamicBatching
 from servinglib.request import Completion, Request, SamplingParams, Timeline
@@ -40,73 +37,6 @@ class Shape:
 
     prompt_tokens: int = 32
     output_tokens: int = 12
-
-
-@dataclass(frozen=True, slots=True)
-class Latencies:
-    """Latencies of one run, in seconds from the intended arrival.
-
-    Attributes
-    ----------
-    p50, p99 : float
-    count : int
-        Requests behind them.
-    mean_batch : float
-        Mean size of the batches they rode in, each batch counted once.
-    """
-
-    p50: float
-    p99: float
-    count: int
-    mean_batch: float
-
-    @classmethod
-    def of(cls, timelines: Sequence[Timeline]) -> Latencies:
-        """Of completed requests; a batch is told by its members' common `scheduled` stamp."""
-        seconds = [latency for t in timelines if (latency := e2e(t)) is not None]
-        batches = Counter(t.scheduled for t in timelines)
-        p50, p99 = percentiles(seconds)
-        return cls(p50, p99, len(seconds), len(seconds) / len(batches))
-
-
-@dataclass(slots=True)
-class BatchTimes:
-    """Measured batch times: for each batch size, the seconds that each timed batch took."""
-
-    samples: dict[int, list[float]] = field(default_factory=dict)
-
-    @property
-    def law(self) -> BatchTime:
-        """H(b) = αb + τ₀ through all samples."""
-        pairs = [(size, seconds) for size, times in self.samples.items() for seconds in times]
-        return BatchTime.fit([size for size, _ in pairs], [seconds for _, seconds in pairs])
-
-    @classmethod
-    def of(cls, timelines: Sequence[Timeline]) -> BatchTimes:
-        """The batch times that a run itself went through, from its timelines."""
-        ends: dict[int, list[int]] = {}
-        for t in timelines:
-            if t.scheduled is not None and t.finished is not None:
-                ends.setdefault(t.scheduled, []).append(t.finished)
-        samples: dict[int, list[float]] = {}
-        for start, finished in ends.items():
-            samples.setdefault(len(finished), []).append((max(finished) - start) / 1e9)
-        return cls(dict(sorted(samples.items())))
-
-    def slower_than(self, reference: BatchTimes) -> float:
-        """How much longer these batches took than the same sizes under `reference`, as a fraction.
-
-        Compares total times, sizes between two of the reference's are interpolated.
-        """
-        sizes = sorted(reference.samples)
-        means = [float(np.mean(reference.samples[size])) for size in sizes]
-        took = sum(sum(times) for times in self.samples.values())
-        expected = sum(len(t) * float(np.interp(size, sizes, means)) for size, t in self.samples.items())
-        return took / expected - 1
-
-    def scaled(self, factor: float) -> BatchTimes:
-        """The same law on a machine that is slower by `factor`."""
-        return BatchTimes({size: [factor * t for t in times] for size, times in self.samples.items()})
 
 
 def make_requests(count: int, shape: Shape, seed: int = 0) -> list[Request]:
@@ -180,48 +110,6 @@ def theory_under_load(max_batch_size: int, rate: float, law: BatchTime) -> dict[
         return None
     chain = DynamicBatchingChain(rate, law, DynamicBatching(max_batch_size, max_wait_time=0))
     return {"p50": chain.quantile(0.50), "p99": chain.quantile(0.99)}
-
-
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """Measurement, simulation and theory of one server under one load.
-
-    Attributes
-    ----------
-    rate : float
-        Offered load in requests/s.
-    measured, simulated, at_run_speed : Latencies
-        Of the same arrivals. `simulated` uses the batch times as calibrated, and is a prediction;
-        `at_run_speed` uses them scaled by the run's drift, and so tells what is left of the error
-        when the machine's change of speed is taken out.
-    theory : dict of str to float
-        "p50" and "p99" of an endless run, in seconds; empty where the queue would grow without end.
-    drift : float
-        How much longer the batches of this run took than the same sizes when they were timed, as a
-        fraction. Where a machine slows down, prediction and measurement part, and this says so.
-    """
-
-    rate: float
-    measured: Latencies
-    simulated: Latencies
-    at_run_speed: Latencies
-    theory: dict[str, float]
-    drift: float
-
-    @property
-    def error(self) -> dict[str, float]:
-        """The prediction's relative error, negative where it was too low."""
-        return relative_error(self.simulated, self.measured)
-
-    @property
-    def error_at_run_speed(self) -> dict[str, float]:
-        """The part of the error that the drift does not explain."""
-        return relative_error(self.at_run_speed, self.measured)
-
-
-def relative_error(predicted: Latencies, measured: Latencies) -> dict[str, float]:
-    """Of P50 and P99, negative where the prediction was too low."""
-    return {"p50": predicted.p50 / measured.p50 - 1, "p99": predicted.p99 / measured.p99 - 1}
 
 
 async def three_columns(

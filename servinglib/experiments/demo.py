@@ -20,15 +20,13 @@ from servinglib.bench.provenance import birth_certificate, cores
 from servinglib.engines.base import Engine
 from servinglib.experiments.architectures import NOT_YET, Replicas, simulate_replicas
 from servinglib.experiments.batching_curve import (
-    BatchTimes,
-    Latencies,
     Shape,
     measure_batch_times,
     measure_saturation,
     poisson_arrivals,
-    relative_error,
     three_columns,
 )
+from servinglib.experiments.columns import BatchTimes, Latencies, relative_error
 
 Progress = Callable[[str, float], None]
 """Called with what begins now and the share of the whole run (0 to 1) that is done."""

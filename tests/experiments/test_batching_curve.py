@@ -8,8 +8,6 @@ import pytest
 from servinglib.engines.simulated_engine import SimulatedEngine
 from servinglib.errors import ServingError
 from servinglib.experiments.batching_curve import (
-    BatchTimes,
-    Latencies,
     Shape,
     answered,
     make_requests,
@@ -20,6 +18,7 @@ from servinglib.experiments.batching_curve import (
     theory_under_load,
     three_columns,
 )
+from servinglib.experiments.columns import BatchTimes, Latencies
 from servinglib.policies.batch_time import BatchTime
 from servinglib.policies.step_time import StepTime
 from servinglib.request import Timeline

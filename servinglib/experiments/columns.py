@@ -1,0 +1,140 @@
+"""What the batch-size experiment yields: batch times, latencies, and the three columns.
+
+A weather forecast is judged by laying it beside the weather. `Columns` does that for one server under
+one load, and keeps apart what the forecaster got wrong and what changed meanwhile: a machine that
+slows down between calibration and measurement spoils a prediction without refuting the model.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from servinglib.metrics import e2e, percentiles
+from servinglib.policies.batch_time import BatchTime
+from servinglib.request import Timeline
+
+
+@dataclass(frozen=True, slots=True)
+class Latencies:
+    """Latencies of one run, in seconds from the intended arrival.
+
+    Attributes
+    ----------
+    p50, p99 : float
+    count : int
+        Requests behind them.
+    mean_batch : float
+        Mean size of the batches they rode in, each batch counted once.
+    """
+
+    p50: float
+    p99: float
+    count: int
+    mean_batch: float
+
+    @classmethod
+    def of(cls, timelines: Sequence[Timeline]) -> Latencies:
+        """Of completed requests; a batch is told by its members' common `scheduled` stamp."""
+        seconds = [latency for t in timelines if (latency := e2e(t)) is not None]
+        batches = Counter(t.scheduled for t in timelines)
+        p50, p99 = percentiles(seconds)
+        return cls(p50, p99, len(seconds), len(seconds) / len(batches))
+
+
+@dataclass(slots=True)
+class BatchTimes:
+    """Measured batch times: for each batch size, the seconds that each timed batch took."""
+
+    samples: dict[int, list[float]] = field(default_factory=dict)
+
+    @property
+    def law(self) -> BatchTime:
+        """H(b) = αb + τ₀ through all samples."""
+        pairs = [(size, seconds) for size, times in self.samples.items() for seconds in times]
+        return BatchTime.fit([size for size, _ in pairs], [seconds for _, seconds in pairs])
+
+    @classmethod
+    def of(cls, timelines: Sequence[Timeline]) -> BatchTimes:
+        """The batch times that a run itself went through, from its timelines."""
+        ends: dict[int, list[int]] = {}
+        for t in timelines:
+            if t.scheduled is not None and t.finished is not None:
+                ends.setdefault(t.scheduled, []).append(t.finished)
+        samples: dict[int, list[float]] = {}
+        for start, finished in ends.items():
+            samples.setdefault(len(finished), []).append((max(finished) - start) / 1e9)
+        return cls(dict(sorted(samples.items())))
+
+    def slower_than(self, reference: BatchTimes) -> float:
+        """How much longer these batches took than the same sizes under `reference`, as a fraction.
+
+        Compares total times, sizes between two of the reference's are interpolated.
+        """
+        sizes = sorted(reference.samples)
+        means = [float(np.mean(reference.samples[size])) for size in sizes]
+        took = sum(sum(times) for times in self.samples.values())
+        expected = sum(len(t) * float(np.interp(size, sizes, means)) for size, t in self.samples.items())
+        return took / expected - 1
+
+    def scaled(self, factor: float) -> BatchTimes:
+        """The same law on a machine that is slower by `factor`."""
+        return BatchTimes({size: [factor * t for t in times] for size, times in self.samples.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Measurement, simulation and theory of one server under one load.
+
+    Attributes
+    ----------
+    rate : float
+        Offered load in requests/s.
+    measured, simulated, at_run_speed : Latencies
+        Of the same arrivals. `simulated` uses the batch times as calibrated, and is a prediction;
+        `at_run_speed` uses them scaled by the run's drift, and so tells what is left of the error
+        when the machine's change of speed is taken out.
+    theory : dict of str to float
+        "p50" and "p99" of an endless run, in seconds; empty where the queue would grow without end.
+    drift : float
+        How much longer the batches of this run took than the same sizes when they were timed, as a
+        fraction. Where a machine slows down, prediction and measurement part, and this says so.
+    """
+
+    rate: float
+    measured: Latencies
+    simulated: Latencies
+    at_run_speed: Latencies
+    theory: dict[str, float]
+    drift: float
+
+    @property
+    def error(self) -> dict[str, float]:
+        """The prediction's relative error, negative where it was too low."""
+        return relative_error(self.simulated, self.measured)
+
+    @property
+    def error_at_run_speed(self) -> dict[str, float]:
+        """The part of the error that the drift does not explain."""
+        return relative_error(self.at_run_speed, self.measured)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.rate:.1f} requests/s, mean batch {self.measured.mean_batch:.1f}, drift {self.drift:+.0%}"
+        ]
+        for q in ("p50", "p99"):
+            theory = f"{self.theory[q] * 1e3:.0f} ms" if q in self.theory else "infinite"
+            lines.append(
+                f"  {q.upper()}: measured {getattr(self.measured, q) * 1e3:5.0f} ms, "
+                f"simulated {getattr(self.simulated, q) * 1e3:5.0f} ms ({self.error[q]:+.0%}; "
+                f"without drift {self.error_at_run_speed[q]:+.0%}), theory {theory}"
+            )
+        return "\n".join(lines)
+
+
+def relative_error(predicted: Latencies, measured: Latencies) -> dict[str, float]:
+    """Of P50 and P99, negative where the prediction was too low."""
+    return {"p50": predicted.p50 / measured.p50 - 1, "p99": predicted.p99 / measured.p99 - 1}
