@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from servinglib.errors import ServingError
+from servinglib.errors import InvalidSetting, ServingError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 bench = typer.Typer(no_args_is_help=True, help="Measure a part on this machine, as ratios within one run.")
@@ -37,6 +37,10 @@ def demo(
     from servinglib.experiments.demo import run_demo
     from servinglib.experiments.report import print_tables, write_report
 
+    try:  # now, and not after minutes of measuring
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidSetting(f"--out {out} can't be a folder: {error.strerror}; name another") from error
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"))
     with Progress(*columns, TimeElapsedColumn(), console=console) as bar:

@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from servinglib.cli import app
 from servinglib.engines.simulated_engine import SimulatedEngine
+from servinglib.errors import InvalidSetting
 from servinglib.experiments.architectures import NOT_YET
 from servinglib.experiments.batching_curve import Shape
 from servinglib.experiments.demo import QUICK, Demo, Plan
@@ -101,3 +104,11 @@ def test_the_presets_can_be_simulated_and_compared() -> None:
         assert plan.calibration_sizes[0] == 1
         assert plan.calibration_sizes[-1] >= plan.sizes[-1]
         assert plan.replica_batch in plan.sizes
+
+
+def test_an_output_folder_that_cannot_be_made_is_refused_before_any_work(tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("a file")
+    result = CliRunner().invoke(app, ["demo", "--out", str(taken)])
+    assert isinstance(result.exception, InvalidSetting)
+    assert "can't be a folder" in str(result.exception)
