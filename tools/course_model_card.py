@@ -33,8 +33,9 @@ CHARACTER = {
         "What it writes looks like Python, means nothing and often repeats itself.",
     ),
     "course-draft": (
-        "它为 course-tiny 猜测下一个词元（推测解码）；单独续写几乎不可读。",
-        "It guesses course-tiny's next token (speculative decoding); its own text is hardly readable.",
+        "它为 course-tiny 猜测下一个 token（投机解码）。它训练时读的文本比 course-tiny 多，两者的留出损失相近。",
+        "It guesses course-tiny's next token (speculative decoding). It read more text in training than course-tiny,\n"
+        "and their held-out losses are about equal.",
     ),
 }
 CARD = """\

@@ -2,9 +2,10 @@
 
 import io
 import json
+import keyword
 import math
-import re
 import tokenize
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -90,8 +91,16 @@ def reads_as_python(text):
     return True
 
 
-def words(text):
-    return set(re.findall(r"\w+", text))
+def code_words(text):
+    """The keywords, and `self`, that stand in the text as code: not in a comment, a docstring or a string."""
+    found = Counter()
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            if token.type == tokenize.NAME and (keyword.iskeyword(token.string) or token.string == "self"):
+                found[token.string] += 1
+    except (tokenize.TokenError, IndentationError):
+        pass  # cut off in the middle; what came before counts
+    return found
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -133,10 +142,10 @@ def test_end_of_text_is_one_token_that_ends_and_pads(tokenizer):
     assert tokenizer("<|endoftext|>").input_ids == [tokenizer.eos_token_id] == [tokenizer.pad_token_id] == [0]
 
 
-@pytest.mark.parametrize(("name", "bound"), [("course-tiny", 3.7), ("course-draft", 5.0)])
+@pytest.mark.parametrize(("name", "bound"), [("course-tiny", 3.2), ("course-draft", 3.2)])
 def test_code_it_has_not_seen_surprises_it_far_less_than_an_untrained_model(name, bound):
     model, tokenizer = load_model(name)
-    assert loss(model, tokenizer(UNSEEN).input_ids) < bound < 0.65 * math.log(4096)
+    assert loss(model, tokenizer(UNSEEN).input_ids) < bound < 0.4 * math.log(4096)
 
 
 def test_it_has_learnt_the_order_of_tokens_and_not_only_their_frequency(shipped):
@@ -145,17 +154,13 @@ def test_it_has_learnt_the_order_of_tokens_and_not_only_their_frequency(shipped)
     assert loss(model, ids) < loss(model, ids[::-1]) - 1.0
 
 
-def test_the_larger_model_is_the_better_one(tokenizer):
-    ids = tokenizer(UNSEEN).input_ids
-    tiny, draft = (loss(load_model(name)[0], ids) for name in NAMES)
-    assert tiny < draft
-
-
 def test_most_continuations_of_course_tiny_look_like_python():
     texts = greedy(*load_model("course-tiny"), list(PROMPTS))
-    answers = [text[len(prompt) :] for text, prompt in zip(texts, PROMPTS, strict=True)]
     assert sum(map(reads_as_python, texts)) >= 7
-    assert sum(bool(words(answer) & {"self", "return", "def", "str"}) for answer in answers) >= 5
+    writes_code = [
+        bool(code_words(text) - code_words(prompt)) for text, prompt in zip(texts, PROMPTS, strict=True)
+    ]
+    assert sum(writes_code) >= 5
 
 
 @pytest.mark.parametrize("name", NAMES)
