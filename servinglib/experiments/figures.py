@@ -68,7 +68,9 @@ def draw_throughput(summary: Summary) -> Figure:
     ax.plot(fine, fine / (law["alpha"] * fine + law["tau0"]), label="predicted: b/(αb+τ₀)", **THEORY)
     ax.plot(sizes, rates, linestyle="", label="measured", **MEASURED)
     for size, rate in zip(sizes[1:], rates[1:], strict=True):
-        ax.annotate(f"{rate / rates[0]:.1f}×", (size, rate), (0, 9), textcoords="offset points", ha="center")
+        ax.annotate(
+            f"{rate / rates[0]:.1f}×", (size, rate), (0, -18), textcoords="offset points", ha="center"
+        )
     ax.set_ylim(0, 1.15 * max(rates))
     ax.legend(loc="upper left")
     return fig
