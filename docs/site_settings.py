@@ -110,9 +110,8 @@ def visit_display(translator: Any, node: nodes.math_block) -> None:
     """Write a displayed formula as MathML, several lines as an alignment."""
     tex = node.astext()
     environment = pick_math_environment(tex)
-    block = (
-        tex if tex.lstrip().startswith(r"\begin") else rf"\begin{{{environment}}}{tex}\end{{{environment}}}"
-    )
+    several_lines = environment.startswith("align") and not tex.lstrip().startswith(r"\begin")
+    block = rf"\begin{{{environment}}}{tex}\end{{{environment}}}" if several_lines else tex
     anchor = "".join(f'<span id="{escape(each)}"></span>' for each in node["ids"])
     translator.body.append(f'<div class="math">{anchor}{tex2mathml(block, as_block=True)}</div>\n')
     raise nodes.SkipNode

@@ -269,27 +269,28 @@ async def compare(size, rate, seconds=4.0):
 
 own = {size: await compare(size, 0.7 * saturation[size]) for size in (1, 4, 16)}
 
-# %% [markdown] key="reading" lang="zh" partner="e7a1d159"
+# %% [markdown] key="reading" lang="zh" partner="8ec3d5a8"
 # 读这张表要注意三处。
 #
 # 第一，仿真和实测是**同一群顾客**，所以几十个请求也能直接比较；理论讲的是无穷多个顾客的平均，短短几秒的 P99
 # 偏离它很正常。
 #
-# 第二，`drift` 是这次运行的批耗时比标定时慢或快了多少；`without drift` 是按它缩放批耗时、再仿真一遍之后剩下的误差。
+# 第二，`drift` 是这次运行的批耗时比标定时慢或快了多少；`at the run's speed` 是让仿真的每一批都和运行中对应的那一批一样快慢，再仿真一遍之后剩下的误差。
 # 机器变慢 5%，七成负载就成了更高的负载，排队时间涨得比 5% 多。预测和实测对不上时，先看漂移，再怀疑模型。
 #
 # 第三，大批的服务器承受着几倍的流量，P50 却只高了不多。
 
-# %% [markdown] key="reading" lang="en" partner="7773e3a0"
+# %% [markdown] key="reading" lang="en" partner="eb6fa7a1"
 # Three things to notice in these lines.
 #
 # First, simulation and measurement serve **the same customers**, so even a few dozen requests can be
 # compared one to one; theory speaks of endlessly many, and a P99 over a few seconds may well be off it.
 #
 # Second, `drift` is how much slower or faster the batches ran than when they were calibrated, and
-# `without drift` is the error that is left when the simulation is repeated with batch times scaled by it. If
-# the machine slows by 5%, seven tenths of load become more, and waiting grows by more than 5%. Where
-# prediction and measurement part, look at the drift before you doubt the model.
+# `at the run's speed` is the error that is left when the simulation is repeated with each batch as slow or
+# fast as its counterpart in the run. If the machine slows by 5%, seven tenths of load become more, and
+# waiting grows by more than 5%. Where prediction and measurement part, look at the drift before you doubt
+# the model.
 #
 # Third, the server with large batches carries several times the traffic, at a P50 that is not much higher.
 

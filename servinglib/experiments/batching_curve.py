@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from servinglib.bench.load import Outcome, Saturation, run_open_loop, saturate
 from servinglib.engines.base import Engine
 from servinglib.errors import ServingError
-from servinglib.experiments.columns import BatchTimes, Columns, Latencies
+from servinglib.experiments.columns import BatchTimes, Columns, Latencies, RunSpeed
 from servinglib.policies.batch_time import BatchTime
 from servinglib.policies.batching import DynamicBatching
 from servinglib.request import Completion, Request, SamplingParams, Timeline
 from servinglib.server.batch_server import BatchInferenceServer
 from servinglib.workload import poisson, token_prompts
-from simulations.serving import EmpiricalBatchTime, simulate_batching
+from simulations.serving import EmpiricalBatchTime, ServiceTime, simulate_batching
 from simulations.theory.batching import DynamicBatchingChain
 
 PROMPT_VOCABULARY = 256
@@ -96,12 +96,11 @@ async def measure_under_load(
 
 
 def simulate_under_load(
-    max_batch_size: int, arrivals: Sequence[float], times: BatchTimes, seed: int = 0
+    max_batch_size: int, arrivals: Sequence[float], service_time: ServiceTime
 ) -> list[Timeline]:
-    """The same arrivals through the same policy in virtual time, with batch times drawn from `times`."""
+    """The same arrivals through the same policy in virtual time."""
     policy = DynamicBatching(max_batch_size, max_wait_time=0)
-    service = EmpiricalBatchTime(times.samples, seed=seed)
-    return list(simulate_batching(arrivals, policy, service).timelines)
+    return list(simulate_batching(arrivals, policy, service_time).timelines)
 
 
 def theory_under_load(max_batch_size: int, rate: float, law: BatchTime) -> dict[str, float] | None:
@@ -122,11 +121,12 @@ async def three_columns(
 ) -> Columns:
     """Predict one server's latencies from `times`, then measure them."""
     theory = theory_under_load(max_batch_size, rate, times.law) or {}
-    simulated = Latencies.of(simulate_under_load(max_batch_size, arrivals, times))
+    drawn = EmpiricalBatchTime(times.samples, seed=0)
+    simulated = Latencies.of(simulate_under_load(max_batch_size, arrivals, drawn))
     timelines = await measure_under_load(engine, max_batch_size, arrivals, shape)
     drift = BatchTimes.of(timelines).slower_than(times)
-    rebased = Latencies.of(simulate_under_load(max_batch_size, arrivals, times.scaled(1 + drift)))
-    return Columns(rate, Latencies.of(timelines), simulated, rebased, theory, drift)
+    at_run_speed = Latencies.of(simulate_under_load(max_batch_size, arrivals, RunSpeed(times, timelines)))
+    return Columns(rate, Latencies.of(timelines), simulated, at_run_speed, theory, drift)
 
 
 def completed(outcomes: Sequence[Outcome[Completion]]) -> list[Timeline]:

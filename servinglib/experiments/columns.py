@@ -60,13 +60,9 @@ class BatchTimes:
     @classmethod
     def of(cls, timelines: Sequence[Timeline]) -> BatchTimes:
         """The batch times that a run itself went through, from its timelines."""
-        ends: dict[int, list[int]] = {}
-        for t in timelines:
-            if t.scheduled is not None and t.finished is not None:
-                ends.setdefault(t.scheduled, []).append(t.finished)
         samples: dict[int, list[float]] = {}
-        for start, finished in ends.items():
-            samples.setdefault(len(finished), []).append((max(finished) - start) / 1e9)
+        for size, seconds in batches_of(timelines):
+            samples.setdefault(size, []).append(seconds)
         return cls(dict(sorted(samples.items())))
 
     def slower_than(self, reference: BatchTimes) -> float:
@@ -74,15 +70,43 @@ class BatchTimes:
 
         Compares total times, sizes between two of the reference's are interpolated.
         """
-        sizes = sorted(reference.samples)
-        means = [float(np.mean(reference.samples[size])) for size in sizes]
         took = sum(sum(times) for times in self.samples.values())
-        expected = sum(len(t) * float(np.interp(size, sizes, means)) for size, t in self.samples.items())
+        expected = sum(len(times) * reference.expected(size) for size, times in self.samples.items())
         return took / expected - 1
 
-    def scaled(self, factor: float) -> BatchTimes:
-        """The same law on a machine that is slower by `factor`."""
-        return BatchTimes({size: [factor * t for t in times] for size, times in self.samples.items()})
+    def expected(self, size: int) -> float:
+        """The mean time of a batch of `size`, in seconds; between two measured sizes, interpolated."""
+        sizes = sorted(self.samples)
+        return float(np.interp(size, sizes, [np.mean(self.samples[each]) for each in sizes]))
+
+
+class RunSpeed:
+    """Batch times as calibrated, at the speed that the machine had in a run, batch after batch.
+
+    The n-th batch that is asked for is as much slower than expected as the run's n-th batch was. So a
+    simulation meets the slow moments where the real server met them, and what it still gets wrong is
+    not the machine's doing.
+    """
+
+    def __init__(self, times: BatchTimes, run: Sequence[Timeline]) -> None:
+        self._times = times
+        self._factors = [seconds / times.expected(size) for size, seconds in batches_of(run)]
+        self._asked = 0
+
+    def __call__(self, size: int) -> float:
+        """Seconds that the next batch takes, if it has `size` requests."""
+        factor = self._factors[min(self._asked, len(self._factors) - 1)]
+        self._asked += 1
+        return factor * self._times.expected(size)
+
+
+def batches_of(run: Sequence[Timeline]) -> list[tuple[int, float]]:
+    """Size and seconds of each batch of a run, in the order in which they started."""
+    ends: dict[int, list[int]] = {}
+    for t in run:
+        if t.scheduled is not None and t.finished is not None:
+            ends.setdefault(t.scheduled, []).append(t.finished)
+    return [(len(ends[start]), (max(ends[start]) - start) / 1e9) for start in sorted(ends)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +119,8 @@ class Columns:
         Offered load in requests/s.
     measured, simulated, at_run_speed : Latencies
         Of the same arrivals. `simulated` uses the batch times as calibrated, and is a prediction;
-        `at_run_speed` uses them scaled by the run's drift, and so tells what is left of the error
-        when the machine's change of speed is taken out.
+        `at_run_speed` uses them at the speed that the machine had in the run (`RunSpeed`), and so tells
+        what is left of the error when the machine's changes of speed are taken out.
     theory : dict of str to float
         "p50" and "p99" of an endless run, in seconds; empty where the queue would grow without end.
     drift : float
@@ -118,7 +142,7 @@ class Columns:
 
     @property
     def error_at_run_speed(self) -> dict[str, float]:
-        """The part of the error that the drift does not explain."""
+        """The part of the error that the machine's changes of speed do not explain."""
         return relative_error(self.at_run_speed, self.measured)
 
     def __str__(self) -> str:
@@ -130,7 +154,7 @@ class Columns:
             lines.append(
                 f"  {q.upper()}: measured {getattr(self.measured, q) * 1e3:5.0f} ms, "
                 f"simulated {getattr(self.simulated, q) * 1e3:5.0f} ms ({self.error[q]:+.0%}; "
-                f"without drift {self.error_at_run_speed[q]:+.0%}), theory {theory}"
+                f"at the run's speed {self.error_at_run_speed[q]:+.0%}), theory {theory}"
             )
         return "\n".join(lines)
 

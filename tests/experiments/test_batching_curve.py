@@ -1,6 +1,7 @@
 """The steps of the batch-size experiment, on an engine whose batch times are known."""
 
 import asyncio
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -18,12 +19,17 @@ from servinglib.experiments.batching_curve import (
     theory_under_load,
     three_columns,
 )
-from servinglib.experiments.columns import BatchTimes, Latencies
+from servinglib.experiments.columns import BatchTimes, Latencies, RunSpeed
 from servinglib.policies.batch_time import BatchTime
 from servinglib.policies.step_time import StepTime
 from servinglib.request import Timeline
+from simulations.serving import EmpiricalBatchTime
 
 SHAPE = Shape(prompt_tokens=4, output_tokens=2)
+
+
+def exactly(times: BatchTimes) -> EmpiricalBatchTime:
+    return EmpiricalBatchTime(times.samples, seed=0)
 
 
 def engine_on_a_fake_clock(step_time: StepTime) -> SimulatedEngine:
@@ -65,11 +71,26 @@ def test_latencies_know_the_batches_from_their_common_start() -> None:
 
 def test_batch_times_read_off_a_simulated_run_are_those_it_was_given() -> None:
     given = BatchTimes({1: [0.1], 2: [0.15], 4: [0.25]})
-    run = simulate_under_load(4, poisson_arrivals(12, 200, seed=3), given)
+    run = simulate_under_load(4, poisson_arrivals(12, 200, seed=3), exactly(given))
     found = BatchTimes.of(run)
     assert set(found.samples) == {1, 2, 3, 4}
     assert found.samples[4] == pytest.approx([0.25] * len(found.samples[4]))
     assert found.slower_than(given) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_simulation_at_the_speed_of_a_run_meets_its_slow_moments_where_they_were() -> None:
+    calibrated = BatchTimes({1: [0.1], 2: [0.15], 4: [0.25]})
+    arrivals = poisson_arrivals(12, 200, seed=3)
+    turn = itertools.count()
+
+    def slow_in_the_middle(size: int) -> float:
+        return calibrated.expected(size) * (3 if 20 <= next(turn) < 30 else 1)
+
+    run = simulate_under_load(4, arrivals, slow_in_the_middle)
+    again = simulate_under_load(4, arrivals, RunSpeed(calibrated, run))
+    assert [t.completed for t in again] == pytest.approx([t.completed for t in run], abs=1000)  # ns
+    unaware = simulate_under_load(4, arrivals, exactly(calibrated))
+    assert Latencies.of(unaware).p99 < 0.7 * Latencies.of(run).p99
 
 
 def test_drift_is_the_share_by_which_a_run_was_slower() -> None:
