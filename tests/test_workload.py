@@ -7,15 +7,14 @@ import numpy as np
 import pytest
 
 from servinglib.errors import InvalidSetting
+from servinglib.traces import load_trace, save_trace
 from servinglib.workload import (
     Fixed,
     LogNormal,
     RequestSpec,
     Uniform,
     constant,
-    load_trace,
     poisson,
-    save_trace,
     token_prompts,
 )
 

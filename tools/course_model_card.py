@@ -14,7 +14,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from train_course_models import BATCH, MODELS_DIR, PEAK_LEARNING_RATE, SEQUENCE, SKIPPED_DIRECTORIES
+from course_corpus import SKIPPED_DIRECTORIES
+from train_course_models import BATCH, MODELS_DIR, PEAK_LEARNING_RATE, SEQUENCE
 
 from servinglib.models.loading import load_model
 from servinglib.models.shapes import COURSE_SHAPES
@@ -63,7 +64,7 @@ program with. {character_en}
 | 留出语料 · Held-out text | {held_files} modules, {held_mb:.2f} MB, {held_tokens:,} tokens |
 | 留出损失 · Held-out loss | **{nats:.3f} nats/token = {bits:.3f} bits/byte** (an untrained model: ln {vocab} = {untrained:.2f} nats/token) |
 | 训练量 · Seen in training | {steps:,} steps of {batch} × {sequence} tokens = {seen:.2f}M tokens = {epochs:.2f} epochs |
-| 优化 · Optimiser | AdamW, peak learning rate {rate:g}, 3% warm-up, cosine decay |
+| 优化 · Optimiser | Muon (matrices), AdamW (embedding, gains), peak learning rate {rate:g}, 3% warm-up, cosine decay |
 | 时间 · Time | {minutes:.0f} minutes on {machine} |
 | 命令 · Command | `{command}` |
 | 版本 · Versions | {versions} |

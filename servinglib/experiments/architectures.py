@@ -24,7 +24,7 @@ from servinglib.policies.batching import DynamicBatching
 from servinglib.policies.routing import LeastOutstanding
 from servinglib.request import Completion, Request, Timeline
 from servinglib.server.batch_server import BatchInferenceServer
-from simulations.serving import EmpiricalBatchTime, simulate_batching
+from simulations.serving import ServiceTime, simulate_batching
 
 NOT_YET = ("continuous", "vllm")
 """Architectures of the course that this release can't measure; the report says why."""
@@ -107,13 +107,13 @@ class Replicas:
 
 
 def simulate_replicas(
-    count: int, max_batch_size: int, arrivals: Sequence[float], times: BatchTimes, seed: int = 0
+    count: int, max_batch_size: int, arrivals: Sequence[float], service_time: ServiceTime
 ) -> list[Timeline]:
     """The same arrivals, routing rule and batching rule in virtual time."""
     result = simulate_batching(
         arrivals,
         DynamicBatching(max_batch_size, max_wait_time=0),
-        EmpiricalBatchTime(times.samples, seed=seed),
+        service_time,
         replicas=count,
         routing=LeastOutstanding(),
     )

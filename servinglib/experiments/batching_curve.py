@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from servinglib.bench.load import Outcome, Saturation, run_open_loop, saturate
 from servinglib.engines.base import Engine
 from servinglib.errors import ServingError
-from servinglib.experiments.columns import BatchTimes, Columns, Latencies, RunSpeed
+from servinglib.experiments.columns import BatchTimes, Columns, predict_and_measure
 from servinglib.policies.batch_time import BatchTime
 from servinglib.policies.batching import DynamicBatching
 from servinglib.request import Completion, Request, SamplingParams, Timeline
 from servinglib.server.batch_server import BatchInferenceServer
 from servinglib.workload import poisson, token_prompts
-from simulations.serving import EmpiricalBatchTime, ServiceTime, simulate_batching
+from simulations.serving import ServiceTime, simulate_batching
 from simulations.theory.batching import DynamicBatchingChain
 
 PROMPT_VOCABULARY = 256
@@ -120,13 +120,13 @@ async def three_columns(
     shape: Shape,
 ) -> Columns:
     """Predict one server's latencies from `times`, then measure them."""
-    theory = theory_under_load(max_batch_size, rate, times.law) or {}
-    drawn = EmpiricalBatchTime(times.samples, seed=0)
-    simulated = Latencies.of(simulate_under_load(max_batch_size, arrivals, drawn))
-    timelines = await measure_under_load(engine, max_batch_size, arrivals, shape)
-    drift = BatchTimes.of(timelines).slower_than(times)
-    at_run_speed = Latencies.of(simulate_under_load(max_batch_size, arrivals, RunSpeed(times, timelines)))
-    return Columns(rate, Latencies.of(timelines), simulated, at_run_speed, theory, drift)
+    return await predict_and_measure(
+        rate,
+        times,
+        theory_under_load(max_batch_size, rate, times.law) or {},
+        simulate=lambda service_time: simulate_under_load(max_batch_size, arrivals, service_time),
+        measure=lambda: measure_under_load(engine, max_batch_size, arrivals, shape),
+    )
 
 
 def completed(outcomes: Sequence[Outcome[Completion]]) -> list[Timeline]:

@@ -8,14 +8,16 @@ slows down between calibration and measurement spoils a prediction without refut
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
 from servinglib.metrics import e2e, percentiles
 from servinglib.policies.batch_time import BatchTime
 from servinglib.request import Timeline
+from simulations.serving import EmpiricalBatchTime, ServiceTime
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,8 @@ class Columns:
         `at_run_speed` uses them at the speed that the machine had in the run (`RunSpeed`), and so tells
         what is left of the error when the machine's changes of speed are taken out.
     theory : dict of str to float
-        "p50" and "p99" of an endless run, in seconds; empty where the queue would grow without end.
+        "p50" and "p99" of an endless run, in seconds; empty where the queue would grow without end,
+        or where there is no formula.
     drift : float
         How much longer the batches of this run took than the same sizes when they were timed, as a
         fraction. Where a machine slows down, prediction and measurement part, and this says so.
@@ -145,6 +148,14 @@ class Columns:
         """The part of the error that the machine's changes of speed do not explain."""
         return relative_error(self.at_run_speed, self.measured)
 
+    def as_dict(self) -> dict[str, Any]:
+        """Fields and both errors, ready for JSON."""
+        return {
+            **asdict(self),
+            "error": self.error,
+            "error_at_run_speed": self.error_at_run_speed,
+        }
+
     def __str__(self) -> str:
         lines = [
             f"{self.rate:.1f} requests/s, mean batch {self.measured.mean_batch:.1f}, drift {self.drift:+.0%}"
@@ -157,6 +168,22 @@ class Columns:
                 f"at the run's speed {self.error_at_run_speed[q]:+.0%}), theory {theory}"
             )
         return "\n".join(lines)
+
+
+async def predict_and_measure(
+    rate: float,
+    times: BatchTimes,
+    theory: dict[str, float],
+    simulate: Callable[[ServiceTime], Sequence[Timeline]],
+    measure: Callable[[], Awaitable[Sequence[Timeline]]],
+) -> Columns:
+    """Simulate with batch times drawn from `times`, then measure, then simulate at the run's own speed."""
+    simulated = Latencies.of(simulate(EmpiricalBatchTime(times.samples, seed=0)))
+    run = await measure()
+    at_run_speed = Latencies.of(simulate(RunSpeed(times, run)))
+    return Columns(
+        rate, Latencies.of(run), simulated, at_run_speed, theory, BatchTimes.of(run).slower_than(times)
+    )
 
 
 def relative_error(predicted: Latencies, measured: Latencies) -> dict[str, float]:

@@ -26,7 +26,7 @@ from servinglib.experiments.batching_curve import (
     poisson_arrivals,
     three_columns,
 )
-from servinglib.experiments.columns import BatchTimes, Latencies, relative_error
+from servinglib.experiments.columns import BatchTimes, predict_and_measure
 
 Progress = Callable[[str, float], None]
 """Called with what begins now and the share of the whole run (0 to 1) that is done."""
@@ -149,11 +149,7 @@ class Demo:
         sizes = [s for s in self.plan.calibration_sizes if s <= max(size, 2)]  # a line needs two
         times = measure_batch_times(self.engine, sizes, self.plan.repeats, self.shape)
         columns = await three_columns(self.engine, size, self._arrivals(rate), rate, times, self.shape)
-        return {
-            **asdict(columns),
-            "error": columns.error,
-            "error_at_run_speed": columns.error_at_run_speed,
-        }
+        return columns.as_dict()
 
     async def _replicas(self, rate: float) -> dict[str, Any]:
         plan = self.plan
@@ -163,20 +159,23 @@ class Demo:
         ) as replicas:
             sizes = [s for s in plan.calibration_sizes if s <= plan.replica_batch]
             times = await replicas.measure_batch_times(sizes, plan.repeats, self.shape)
-            simulated = Latencies.of(simulate_replicas(2, plan.replica_batch, arrivals, times))
             saturation = await replicas.measure_saturation(
                 plan.replica_batch, self.shape, plan.saturation_batches
             )
-            timelines = await replicas.measure_under_load(arrivals, self.shape)
-        measured = Latencies.of(timelines)
+            columns = await predict_and_measure(
+                rate,
+                times,
+                theory={},
+                simulate=lambda service_time: simulate_replicas(
+                    2, plan.replica_batch, arrivals, service_time
+                ),
+                measure=lambda: replicas.measure_under_load(arrivals, self.shape),
+            )
         return {
             "name": "replicas",
             "max_batch_size": plan.replica_batch,
             **self._throughput(saturation.requests_per_s),
-            "measured": asdict(measured),
-            "simulated": asdict(simulated),
-            "error": relative_error(simulated, measured),
-            "drift": BatchTimes.of(timelines).slower_than(times),
+            **columns.as_dict(),
         }
 
     def _architectures(
@@ -189,7 +188,7 @@ class Demo:
                 "name": name,
                 "max_batch_size": point["max_batch_size"],
                 **self._throughput(point["saturation"]["requests_per_s"]),
-                **{key: point["common"][key] for key in ("measured", "simulated", "error", "drift")},
+                **point["common"],
             }
             for name, point in (("single", curve[0]), ("batched", batched))
         ]
@@ -215,7 +214,6 @@ def run_demo(model: str, *, quick: bool, device: str, progress: Progress) -> dic
     if device == "cpu":
         options["threads"] = max(1, cores() // 2)
     with TransformersEngine.load(model, device=device) as engine:
-        engine.warm_up()
         plan = QUICK if quick else Plan()
         return Demo(engine, plan, Shape(), progress, options).run(device)
 

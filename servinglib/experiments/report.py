@@ -6,6 +6,7 @@ import base64
 import json
 import tomllib
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from statistics import median
@@ -115,7 +116,7 @@ def architectures_grid(summary: Summary, language: Language) -> Grid:
     for row in summary["architectures"]:
         if row.get("missing"):
             reason = text["missing"].format(reason=text["reasons"][row["name"]])
-            rows.append([Cell(text[row["name"]]), Cell(reason, "note", span=10)])
+            rows.append([Cell(text[row["name"]]), Cell(reason, "note", span=11)])
             continue
         rows.append([
             Cell(text[row["name"]]),
@@ -125,6 +126,7 @@ def architectures_grid(summary: Summary, language: Language) -> Grid:
             *_compared(row, "p50"),
             *_compared(row, "p99"),
             Cell(f"{row['drift']:+.0%}"),
+            Cell(f"{row['error_at_run_speed']['p99']:+.0%}"),
         ])  # fmt: skip
     return Grid(text["heads_architectures"], rows)
 
@@ -139,48 +141,60 @@ def _compared(columns: Summary, quantile: str) -> list[Cell]:
 
 
 def _page(summary: Summary, images: dict[str, str], language: Language) -> dict[str, Any]:
-    text, plan, law = _texts(language), summary["plan"], summary["batch_time"]
-    best = summary["curve"][-1] if plan["sizes"][-1] <= 16 else _point(summary, 16)
-    size, rate = best["max_batch_size"], best["saturation"]["requests_per_s"]
-    gain = rate / summary["curve"][0]["saturation"]["requests_per_s"]
-    errors = {q: median(abs(p["own"]["error"][q]) for p in summary["curve"]) for q in ("p50", "p99")}
-    facts = {
-        "size": size, "gain": gain, "load": plan["load"], "common": plan["common"], "rate": plan["common_rate"],
-        "model": summary["model"], "engine": summary["engine"], "device": summary["birth"]["machine"]["device"],
-        "prompt": summary["shape"]["prompt_tokens"], "output": summary["shape"]["output_tokens"],
-        "alpha": law["alpha"] * 1e3, "tau0": law["tau0"] * 1e3, "limit": 1 / law["alpha"],
-    }  # fmt: skip
-    tables = {"curve": curve_grid(summary, language), "architectures": architectures_grid(summary, language)}
-    order = (
-        ("batch_time", "batch_time"), ("throughput", "throughput"), ("own", "latency_own"),
-        ("common", "latency_common"), ("curve", None), ("architectures", None),
-    )  # fmt: skip
+    text, facts = _texts(language), _facts(summary)
     return {
         "t": text,
         "headline": text["headline"].format(**facts),
         "lead": text["lead"].format(**facts),
         "facts": [
-            (f"{gain:.1f}×", text["fact_gain"].format(**facts)),
-            (f"{rate:.0f}", text["fact_capacity"].format(**facts)),
-            (f"{facts['alpha']:.2f}b + {facts['tau0']:.0f} ms", text["fact_law"]),
-            (f"{errors['p50']:.0%} / {errors['p99']:.0%}", text["fact_error"].format(**facts)),
+            ("{gain:.1f}×".format(**facts), text["fact_gain"].format(**facts)),
+            ("{capacity:.0f}".format(**facts), text["fact_capacity"].format(**facts)),
+            ("{alpha:.2f}b + {tau0:.0f} ms".format(**facts), text["fact_law"]),
+            ("{error_p50:.0%} / {error_p99:.0%}".format(**facts), text["fact_error"].format(**facts)),
         ],
-        "sections": [
-            {
-                "title": text[f"{name}_title"].format(**facts),
-                "text": text[f"{name}_text"].format(**facts),
-                "image": images.get(image or ""),
-                "table": tables.get(name),
-                "wide": name == "curve",
-            }
-            for name, image in order
-        ],
+        "sections": _sections(summary, images, language, facts),
         "birth": _flat(summary["birth"]),
     }
 
 
-def _point(summary: Summary, size: int) -> Summary:
-    return next(p for p in summary["curve"] if p["max_batch_size"] == size)
+def _facts(summary: Summary) -> dict[str, Any]:
+    """What the page's sentences are filled with; the headline is of batch size 16, or the largest below."""
+    plan, law = summary["plan"], summary["batch_time"]
+    best = max((p for p in summary["curve"] if p["max_batch_size"] <= 16), key=lambda p: p["max_batch_size"])
+    capacity = best["saturation"]["requests_per_s"]
+    errors = {q: median(abs(p["own"]["error"][q]) for p in summary["curve"]) for q in ("p50", "p99")}
+    return {
+        "size": best["max_batch_size"], "capacity": capacity,
+        "gain": capacity / summary["curve"][0]["saturation"]["requests_per_s"],
+        "load": plan["load"], "common": plan["common"], "rate": plan["common_rate"],
+        "model": summary["model"], "engine": summary["engine"], "device": summary["birth"]["machine"]["device"],
+        "prompt": summary["shape"]["prompt_tokens"], "output": summary["shape"]["output_tokens"],
+        "alpha": law["alpha"] * 1e3, "tau0": law["tau0"] * 1e3, "limit": 1 / law["alpha"],
+        "error_p50": errors["p50"], "error_p99": errors["p99"],
+    }  # fmt: skip
+
+
+def _sections(
+    summary: Summary, images: dict[str, str], language: Language, facts: dict[str, Any]
+) -> list[dict[str, Any]]:
+    text = _texts(language)
+    tables = {"curve": curve_grid(summary, language), "architectures": architectures_grid(summary, language)}
+    pictures = {
+        "batch_time": "batch_time",
+        "throughput": "throughput",
+        "own": "latency_own",
+        "common": "latency_common",
+    }
+    return [
+        {
+            "title": text[f"{name}_title"].format(**facts),
+            "text": text[f"{name}_text"].format(**facts),
+            "image": images.get(pictures.get(name, "")),
+            "table": tables.get(name),
+            "wide": name == "curve",
+        }
+        for name in (*pictures, *tables)
+    ]
 
 
 def _flat(values: Summary, prefix: str = "") -> list[tuple[str, str]]:
@@ -194,6 +208,7 @@ def _ms(seconds: float) -> str:
     return f"{seconds * 1e3:,.0f}" if seconds >= 0.1 else f"{seconds * 1e3:.1f}"
 
 
+@cache
 def _texts(language: Language) -> Summary:
     return tomllib.loads(_resource("report_texts.toml"))[language]
 
