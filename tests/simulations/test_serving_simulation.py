@@ -2,6 +2,7 @@
 
 import asyncio
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,10 +16,12 @@ from servinglib.policies.batch_time import BatchTime
 from servinglib.policies.batching import DynamicBatching
 from servinglib.policies.routing import LeastOutstanding, RoundRobin
 from servinglib.server.batch_server import BatchInferenceServer
+from servinglib.traces import load_trace
 from servinglib.workload import poisson
 from simulations.serving import EmpiricalBatchTime, simulate_batching
 
 LAW = BatchTime(alpha=0.002, tau0=0.02)
+AZURE = Path(__file__).parents[2].parent / "shared" / "data" / "AzureLLMInferenceTrace_code.csv"
 
 
 def schedule(result):
@@ -174,7 +177,19 @@ async def serve(arrivals, policy):
     ],
 )
 def test_the_real_server_and_the_simulated_one_make_the_same_batches(rate, policy):
-    arrivals = [r.arrival for r in poisson(rate, count=400, seed=11)]
+    assert_same_batches([r.arrival for r in poisson(rate, count=400, seed=11)], policy)
+
+
+@pytest.mark.skipif(not AZURE.exists(), reason=f"the Azure 2023 code trace is not at {AZURE}")
+def test_they_do_so_on_a_recorded_hour_of_traffic_with_its_bursts():
+    hour = load_trace(AZURE)
+    arrivals = [
+        r.arrival / 40 for r in hour
+    ]  # the recorded service was larger: its hour in a minute and a half
+    assert_same_batches(arrivals, lambda: DynamicBatching(16, 0.01))
+
+
+def assert_same_batches(arrivals, policy):
     batches, outcomes = virtual_time.run(serve(arrivals, policy()))
     simulated = simulate_batching(arrivals, policy(), LAW)
     assert [b[0] for b in batches] == [b.members for b in simulated.batches]
