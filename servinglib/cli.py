@@ -3,16 +3,44 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from servinglib.errors import InvalidSetting, ServingError
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 bench = typer.Typer(no_args_is_help=True, help="Measure a part on this machine, as ratios within one run.")
 app.add_typer(bench, name="bench")
+
+
+@contextmanager
+def progress_bar(first_step: str, console: Console | None = None) -> Generator[Callable[[str, float], None]]:
+    """A bar that shows what runs now and the share of all that is done."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"))
+    with Progress(*columns, TimeElapsedColumn(), console=console) as bar:
+        task = bar.add_task(first_step, total=1.0)
+        yield lambda step, share: bar.update(task, description=step, completed=share)
+        bar.update(task, description="done", completed=1.0)
+
+
+def keep(figures: dict[str, Any], output: Path | None) -> None:
+    """Write figures and their birth certificate into a JSON file, if one was asked for."""
+    import json
+
+    from servinglib.bench.provenance import birth_certificate
+
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps({**birth_certificate(), **figures}, indent=2) + "\n")
 
 
 @app.callback()
@@ -32,7 +60,6 @@ def demo(
 ) -> None:
     """Measure, simulate and compute what batching does on this machine."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from servinglib.experiments.demo import run_demo
     from servinglib.experiments.report import print_tables, write_report
@@ -42,15 +69,8 @@ def demo(
     except OSError as error:
         raise InvalidSetting(f"--out {out} can't be a folder: {error.strerror}; name another") from error
     console = Console()
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"))
-    with Progress(*columns, TimeElapsedColumn(), console=console) as bar:
-        task = bar.add_task(f"loading {model}", total=1.0)
-
-        def show(step: str, share: float) -> None:
-            bar.update(task, description=step, completed=share)
-
+    with progress_bar(f"loading {model}", console) as show:
         summary = run_demo(model, quick=quick, device=device, progress=show)
-        show("done", 1.0)
     print_tables(summary, console, lang)
     page = write_report(summary, out, lang)
     console.print(f"{page}  ({summary['elapsed_s']:.0f} s, peak memory {summary['peak_memory_gib']:.1f} GiB)")
@@ -91,19 +111,31 @@ def bench_batcher(
     output: Annotated[Path | None, typer.Option(help="Keep the figures in this JSON file.")] = None,
 ) -> None:
     """What batching itself costs, beside the package `batched`, a textbook loop and bare futures."""
-    import json
-
     from rich.console import Console
 
     from servinglib.bench.batcher import measure, tables
-    from servinglib.bench.provenance import birth_certificate
     from servinglib.server.batch_server import BatchInferenceServer
 
     report = measure(BatchInferenceServer, requests, batch_size, rounds)
     Console().print(*tables(report), sep="\n")
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps({**birth_certificate(), **report.to_json()}, indent=2) + "\n")
+    keep(report.to_json(), output)
+
+
+@bench.command("simulation")
+def bench_simulation(
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each simulation.")] = 5,
+    output: Annotated[Path | None, typer.Option(help="Keep the figures in this JSON file.")] = None,
+) -> None:
+    """How many customers a second each simulation does, beside its target."""
+    from rich.console import Console
+
+    from servinglib.bench.targets import verdict_table
+    from servinglib.experiments.simulation_speed import measure
+
+    with progress_bar("simulations") as show:
+        report = measure(rounds, progress=show)
+    Console().print(verdict_table(report.targets))
+    keep(report.to_json(), output)
 
 
 def main() -> None:

@@ -31,32 +31,9 @@ from rich.table import Table
 
 from servinglib.bench import batcher_contenders as contenders
 from servinglib.bench.batcher_contenders import AskAll, Contender, LoopModel, ServerClass, ThreadModel
+from servinglib.bench.targets import Target, verdict_table
 
 WINDOW = 0.01  # seconds; every contender's default or usual value
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """One figure beside its target.
-
-    Attributes
-    ----------
-    name, unit : str
-    value, target : float
-    at_least : bool
-        Whether `target` is a lower bound; else it is an upper one.
-    """
-
-    name: str
-    value: float
-    target: float
-    at_least: bool
-    unit: str = ""
-
-    @property
-    def met(self) -> bool:
-        """Whether the figure is as good as it should be."""
-        return self.value >= self.target if self.at_least else self.value <= self.target
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +61,7 @@ class BatcherReport:
     def to_json(self) -> dict[str, Any]:
         """All figures, ready for JSON."""
         report = asdict(self)
-        report["targets"] = [{**asdict(t), "met": t.met} for t in self.targets]
+        report["targets"] = [t.to_json() for t in self.targets]
         report["batched_version"] = metadata.version("batched")
         return report
 
@@ -192,10 +169,7 @@ def tables(report: BatcherReport) -> list[Table]:
     )
     for kind, rates in report.rates.items():
         speeds.add_row(kind, *(f"{median(values):,.0f}" for values in rates.values()))
-    verdicts = Table("figure", "value", "target", "", title="targets", title_justify="left")
-    for t in report.targets:
-        bound = f"{'>=' if t.at_least else '<='} {t.target:g} {t.unit}"
-        verdicts.add_row(t.name, f"{t.value:.3g} {t.unit}", bound, "met" if t.met else "[bold red]missed[/]")
+    verdicts = verdict_table(report.targets)
     verdicts.add_row(
         "a bare timer of the same window, p99", f"{report.timer_p99_ms:.3g} ms", "for comparison", ""
     )

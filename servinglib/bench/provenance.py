@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-PACKAGES = ("servinglib", "torch", "transformers", "numpy", "scipy", "simpy")
+PACKAGES = ("servinglib", "torch", "transformers", "numpy", "scipy", "numba", "simpy")
 
 
 def birth_certificate(seed: int | None = None, device: str = "cpu") -> dict[str, Any]:
@@ -42,6 +42,21 @@ def birth_certificate(seed: int | None = None, device: str = "cpu") -> dict[str,
 def cores() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def peak_memory_gib(children: int = 0) -> float:
+    """Peak resident memory of this process, plus `children` times that of its largest child.
+
+    Pages that processes share count for each of them.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows keeps no such account; what is resident now is the next best
+        return psutil.Process().memory_info().rss / 2**30
+    own, child = (
+        resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    return (own + children * child) / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 def _versions() -> dict[str, str]:

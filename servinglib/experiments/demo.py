@@ -8,15 +8,12 @@ real server gets a moment later. The theory column is the exact long run of the 
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import psutil
-
-from servinglib.bench.provenance import birth_certificate, cores
+from servinglib.bench.provenance import birth_certificate, cores, peak_memory_gib
 from servinglib.engines.base import Engine
 from servinglib.experiments.architectures import NOT_YET, Replicas, simulate_replicas
 from servinglib.experiments.batching_curve import (
@@ -120,7 +117,7 @@ class Demo:
             "curve": curve,
             "architectures": self._architectures(curve, replicas),
             "elapsed_s": time.perf_counter() - started,
-            "peak_memory_gib": _peak_memory_gib(),
+            "peak_memory_gib": peak_memory_gib(children=2),
             "birth": birth_certificate(plan.seed, device),
         }
 
@@ -216,15 +213,3 @@ def run_demo(model: str, *, quick: bool, device: str, progress: Progress) -> dic
     with TransformersEngine.load(model, device=device) as engine:
         plan = QUICK if quick else Plan()
         return Demo(engine, plan, Shape(), progress, options).run(device)
-
-
-def _peak_memory_gib() -> float:
-    """Peak resident memory of this process plus twice that of the larger replica; pages they share count twice."""
-    try:
-        import resource
-    except ImportError:  # Windows keeps no such account; what is resident now is the next best
-        return psutil.Process().memory_info().rss / 2**30
-    own, child = (
-        resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
-    return (own + 2 * child) / (2**30 if sys.platform == "darwin" else 2**20)

@@ -4,7 +4,8 @@ import json
 import pytest
 
 from servinglib.bench import batcher_contenders as contenders
-from servinglib.bench.batcher import BatcherReport, Target, tables
+from servinglib.bench.batcher import BatcherReport, tables
+from servinglib.bench.targets import Target
 from servinglib.server.batch_server import BatchInferenceServer
 
 CONTENDERS = {
