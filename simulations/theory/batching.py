@@ -20,6 +20,7 @@ import numpy as np
 from servinglib.errors import InvalidSetting
 from servinglib.policies.batch_time import BatchTime
 from servinglib.policies.batching import DynamicBatching
+from simulations.theory.domain import Answer, Numbers, answer, require, require_not_negative, require_whole
 from simulations.theory.queues import poisson_pmf
 
 GRID = 256  # steps of the integral over the moment of arrival within a batch
@@ -27,7 +28,7 @@ NEGLIGIBLE = 1e-12  # probability that may be cut off
 MOST_STATES = 4096
 
 
-def mean_latency_bound(rate: float, batch_time: BatchTime) -> float:
+def mean_latency_bound(rate: Numbers, batch_time: BatchTime) -> Answer:
     """Upper bound on the mean latency when the server takes all that wait, min(φ₀, φ₁), in seconds.
 
     φ₀ = (α+τ₀) / (2(1-λα)) · [1 + 2λτ₀ + (1-λτ₀)/(1+λα)], tight when traffic is light;
@@ -35,7 +36,7 @@ def mean_latency_bound(rate: float, batch_time: BatchTime) -> float:
 
     Parameters
     ----------
-    rate : float
+    rate : float or array
         λ, requests per second; stable if λα < 1.
     batch_time : BatchTime
         α and τ₀, in seconds. A server with a cap is slower than this, so the bound is not its.
@@ -51,15 +52,36 @@ def mean_latency_bound(rate: float, batch_time: BatchTime) -> float:
     characterization, Performance Evaluation 147 (2021).
     """
     alpha, tau0 = batch_time.alpha, batch_time.tau0
-    x = rate * alpha
-    if not (rate > 0 and x < 1):
-        raise InvalidSetting(
-            f"{rate} requests/s of {alpha} s each is a load of {x:.3g} even in endless batches; "
-            f"the rate must be positive and below {1 / alpha:.4g}/s"
-        )
+    x = np.multiply(rate, alpha)
+    require(
+        np.greater(rate, 0) & (x < 1),
+        "{rate:g} requests/s of {alpha:g} s each is a load of {x:.3g} even in endless batches; "
+        "the rate must be positive and below {limit:.4g}/s",
+        rate=rate,
+        alpha=alpha,
+        x=x,
+        limit=1 / alpha if alpha else np.inf,
+    )
     light = (alpha + tau0) / (2 * (1 - x)) * (1 + 2 * rate * tau0 + (1 - rate * tau0) / (1 + x))
     heavy = 1.5 * tau0 / (1 - x) + alpha / 2 * (x + 2) / (1 - x**2)
-    return min(light, heavy)
+    return answer(np.minimum(light, heavy))
+
+
+def cost_per_request(batch_time: BatchTime, batch_size: Numbers, price: Numbers) -> Answer:
+    """What a request costs on a server that always runs batches of b: price · H(b)/b, down to price · α.
+
+    Parameters
+    ----------
+    batch_time : BatchTime
+    batch_size : int or array
+        b.
+    price : float or array
+        Of a second of the server, in money, or its watts for joules per request. A server that also
+        idles costs price/rate per request instead, however it batches.
+    """
+    require_whole(1, batch_size=batch_size)
+    require_not_negative(price=price)
+    return answer(price * (batch_time.alpha + batch_time.tau0 / np.asarray(batch_size)))
 
 
 class DynamicBatchingChain:
