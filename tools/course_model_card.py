@@ -34,9 +34,8 @@ CHARACTER = {
         "What it writes looks like Python, means nothing and often repeats itself.",
     ),
     "course-draft": (
-        "它为 course-tiny 猜测下一个 token（投机解码）。它训练时读的文本比 course-tiny 多，两者的留出损失相近。",
-        "It guesses course-tiny's next token (speculative decoding). It read more text in training than course-tiny,\n"
-        "and their held-out losses are about equal.",
+        "它为 course-tiny 猜测下一个 token（投机解码）：便宜，也猜得差一些。",
+        "It guesses course-tiny's next token (speculative decoding): cheaper, and less often right.",
     ),
 }
 CARD = """\

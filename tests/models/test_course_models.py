@@ -154,6 +154,12 @@ def test_it_has_learnt_the_order_of_tokens_and_not_only_their_frequency(shipped)
     assert loss(model, ids) < loss(model, ids[::-1]) - 1.0
 
 
+def test_the_larger_model_is_the_better_one():
+    tokenizer = load_model("course-tiny")[1]
+    tiny, draft = (loss(load_model(name)[0], tokenizer(UNSEEN).input_ids) for name in NAMES)
+    assert tiny < draft
+
+
 def test_most_continuations_of_course_tiny_look_like_python():
     texts = greedy(*load_model("course-tiny"), list(PROMPTS))
     assert sum(map(reads_as_python, texts)) >= 7
