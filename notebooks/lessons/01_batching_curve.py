@@ -230,7 +230,7 @@ ax.set_ylim(0)
 ax.legend()
 throughput_factor = saturation[16] / saturation[1]
 
-# %% [markdown] key="latency" lang="zh" partner="53fa0c0e"
+# %% [markdown] key="latency" lang="zh" partner="734263b0"
 # ## 延迟：同一串到达时刻，三列对照
 #
 # 饱和吞吐量是上限，不是日子。真实的请求随机到达，所以给每台服务器加上它**自己容量的七成**，泊松到达。
@@ -240,10 +240,12 @@ throughput_factor = saturation[16] / saturation[1]
 #
 # - **实测**：真服务器，真引擎；
 # - **仿真**：SimPy 里跑的是服务器自己的批处理规则和队列代码，到达时刻也是同一串，只有批耗时换成了
-#   从上面样本里抽取的值；
+#   从实测样本里抽取的值；
 # - **理论**：把批耗时当作恰好 $H(b)$，求出无限长运行的精确分布。
+#
+# 机器的快慢一分钟里就会变，所以每次实测之前都重新量一遍批耗时：一分钟前的标定，预测的是一分钟前的机器。
 
-# %% [markdown] key="latency" lang="en" partner="a6f2ece7"
+# %% [markdown] key="latency" lang="en" partner="74dad0d7"
 # ## Latency: one list of arrivals, three columns
 #
 # Saturation is a limit and no way to live. Real requests come at random, so give each server Poisson
@@ -255,14 +257,19 @@ throughput_factor = saturation[16] / saturation[1]
 #
 # - **measured**: the real server with the real engine;
 # - **simulated**: SimPy drives the server's own batching rule and queue over the same arrivals, and only
-#   the batch times are replaced, by draws from the samples above;
+#   the batch times are replaced, by draws from measured ones;
 # - **theory**: with batch times of exactly $H(b)$, the exact distribution of an endless run.
+#
+# A machine changes its speed within a minute, so batches are timed anew before each measurement: an old
+# calibration predicts the machine of a minute ago.
 
 
 # %% key="latency-code"
 async def compare(size, rate, seconds=4.0):
     arrivals = poisson_arrivals(rate, count=max(40, round(rate * seconds)), seed=1)
-    columns = await three_columns(engine, size, arrivals, rate, batch_times, shape)
+    up_to = [b for b in batch_times.samples if b <= max(size, 2)]  # a line needs two points
+    times_now = measure_batch_times(engine, up_to, repeats=2, shape=shape)
+    columns = await three_columns(engine, size, arrivals, rate, times_now, shape)
     print(f"max_batch_size={size}:", columns)
     return columns
 

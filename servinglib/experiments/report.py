@@ -59,7 +59,14 @@ def print_tables(summary: Summary, console: Console, language: Language) -> None
         (text["curve_title"], curve_grid(summary, language)),
         (text["architectures_title"], architectures_grid(summary, language)),
     ):
-        table = Table(title=title, title_justify="left", header_style="bold", box=None, padding=(0, 1, 0, 0))
+        table = Table(
+            title=title,
+            title_justify="left",
+            header_style="bold",
+            box=None,
+            padding=(0, 1, 0, 0),
+            pad_edge=False,
+        )
         for i, head in enumerate(grid.heads):
             table.add_column(
                 head, justify="right" if i else "left", no_wrap=not i, min_width=0 if head else 3
