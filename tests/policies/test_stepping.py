@@ -17,7 +17,7 @@ def planner(blocks: int = 1000, block_size: int = 4, **options) -> StepPlanner:
     )
 
 
-def ask(name: str, prompt: int, output: int, **more) -> SequenceState:
+def ask(name: object, prompt: int, output: int, **more) -> SequenceState:
     return SequenceState(name, prompt, output, **more)
 
 

@@ -1,6 +1,7 @@
 """The skip-ahead simulation against the one that takes every step."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,15 +15,9 @@ from simulations.fast import ONLY_STEP_BY_STEP, FastRun, simulate_continuous_fas
 SLOW_KV = StepTime(0.01, 0.0003, 2e-6, 2e-5)
 
 
-def columns(workload: Workload) -> tuple[np.ndarray, ...]:
-    return tuple(
-        np.array(x)
-        for x in zip(*((r.arrival, r.prompt_tokens, r.output_tokens) for r in workload), strict=True)
-    )
-
-
-def fast(workload: Workload, step_time: StepTime = SLOW_KV, **options) -> FastRun:
-    return simulate_continuous_fast(*columns(workload), step_time, **options)
+def fast(workload: Workload, step_time: StepTime = SLOW_KV, **options: Any) -> FastRun:
+    arrivals, prompts, outputs = np.array([(r.arrival, r.prompt_tokens, r.output_tokens) for r in workload]).T
+    return simulate_continuous_fast(arrivals, prompts, outputs, step_time, **options)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +60,7 @@ def test_an_arrival_in_the_middle_of_a_long_answer_is_seen_at_the_end_of_its_ste
 @pytest.mark.parametrize("name", ONLY_STEP_BY_STEP)
 def test_what_it_can_not_follow_is_refused_by_name(name):
     with pytest.raises(InvalidSetting, match=f"no {name}; use simulate_continuous"):
-        fast(poisson(1, count=3, seed=0), **{name: 5})
+        fast(poisson(1, count=3, seed=0), SLOW_KV, **{name: 5})
 
 
 def test_a_misspelt_setting_is_an_error_too():
