@@ -3,44 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
+from servinglib.cli_output import keep, progress_bar
+from servinglib.cli_simulate import simulate
 from servinglib.errors import InvalidSetting, ServingError
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 bench = typer.Typer(no_args_is_help=True, help="Measure a part on this machine, as ratios within one run.")
 app.add_typer(bench, name="bench")
-
-
-@contextmanager
-def progress_bar(first_step: str, console: Console | None = None) -> Generator[Callable[[str, float], None]]:
-    """A bar that shows what runs now and the share of all that is done."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"))
-    with Progress(*columns, TimeElapsedColumn(), console=console) as bar:
-        task = bar.add_task(first_step, total=1.0)
-        yield lambda step, share: bar.update(task, description=step, completed=share)
-        bar.update(task, description="done", completed=1.0)
-
-
-def keep(figures: dict[str, Any], output: Path | None) -> None:
-    """Write figures and their birth certificate into a JSON file, if one was asked for."""
-    import json
-
-    from servinglib.bench.provenance import birth_certificate
-
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps({**birth_certificate(), **figures}, indent=2) + "\n")
+app.add_typer(simulate, name="simulate")
 
 
 @app.callback()
