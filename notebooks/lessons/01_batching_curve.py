@@ -32,7 +32,7 @@ import asyncio
 
 import numpy as np
 
-from servinglib.course import check
+from servinglib.course import check, hint
 from servinglib.engines.registry import load_engine
 from servinglib.experiments.batching_curve import (
     Shape,

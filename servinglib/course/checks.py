@@ -142,8 +142,8 @@ def _judge(exercise: Exercise, answer: Any, lang: str) -> Result:
         return result("not solved yet", note=WORDS["unsolved"][lang])
     if not callable(answer):
         return result("not right yet", note=WORDS["not a function"][lang].format(got=repr(answer)))
-    expected = [_call(exercise.reference, case, lang) for case in exercise.cases]
-    got = [_call(answer, case, lang) for case in exercise.cases]
+    expected = [call_answer(exercise.reference, case, lang) for case in exercise.cases]
+    got = [call_answer(answer, case, lang) for case in exercise.cases]
     if all(each is None or each is NotImplemented or each is ... for each in got):
         return result("not solved yet", note=WORDS["unsolved"][lang])
     for case, right, given in zip(exercise.cases, expected, got, strict=True):
@@ -161,13 +161,13 @@ def _judge(exercise: Exercise, answer: Any, lang: str) -> Result:
 def _recognise(exercise: Exercise, got: list[Any], lang: str) -> str:
     """The cause of the known mistake that answers every case in the same way."""
     for mistake in exercise.mistakes:
-        theirs = [_call(mistake.answer, case, lang) for case in exercise.cases]
+        theirs = [call_answer(mistake.answer, case, lang) for case in exercise.cases]
         if all(_same(one, other) for one, other in zip(theirs, got, strict=True)):
             return mistake.cause[lang]
     return ""
 
 
-def _call(function: Callable[..., Any], case: tuple[Any, ...], lang: str) -> Any:
+def call_answer(function: Callable[..., Any], case: tuple[Any, ...], lang: str) -> Any:
     """What the function returns; an exception or an endless loop becomes a `Raised`."""
     try:
         with _line_limit(MAX_LINES):
