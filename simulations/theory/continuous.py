@@ -9,7 +9,8 @@ be written down. Lessons on continuous batching hold it against the token-by-tok
 
 Throughout, arrivals are Poisson with `rate` per second, only decoding counts, and a step of n requests
 takes a + bn seconds (`StepTime` with c = d = 0; `fluid` has prompts and context). A real newcomer waits
-for the step that runs; that is not in these laws and adds about half a step to the time in system.
+for the step that runs; that is not in these laws and adds about half a step to the time in system, a
+little less where all answers are equally long. The laws are the limit of long answers.
 """
 
 from __future__ import annotations

@@ -85,7 +85,9 @@ def work_conserving_rate_limit(
     step_seconds : float or array
         t_B, seconds that a full step takes.
     mean_prompt, mean_output : float or array
-        E[p] and E[o], tokens to process per request.
+        E[p] and E[o], tokens to process per request. Where the step that reads the end of a prompt
+        yields the first token, and the last token is never read, as in `simulations.continuous` and in
+        real engines, pass one less than the mean answer.
 
     Notes
     -----
