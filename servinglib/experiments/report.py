@@ -198,7 +198,7 @@ def _sections(
             "text": text[f"{name}_text"].format(**facts),
             "image": images.get(pictures.get(name, "")),
             "table": tables.get(name),
-            "wide": name in tables,
+            "wide": name == "curve",
         }
         for name in (*pictures, *tables)
     ]
