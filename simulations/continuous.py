@@ -121,11 +121,6 @@ def simulate_continuous(
             raise InvalidSetting(f"{len(values)} {name} for {len(workload)} requests; give one for each")
     if any(later.arrival < earlier.arrival for earlier, later in pairwise(workload)):
         raise InvalidSetting("the arrivals are not in ascending order; sort them")
-    settings = {
-        "max_num_seqs": max_num_seqs,
-        "max_num_batched_tokens": max_num_batched_tokens,
-        "chunked_prefill": chunked_prefill,
-    }
     sequences = [
         SequenceState(
             index,
@@ -137,7 +132,13 @@ def simulate_continuous(
         )
         for index, spec in enumerate(workload)
     ]
-    planner = StepPlanner(BlockPool(kv_blocks, block_size), order, **settings)
+    planner = StepPlanner(
+        BlockPool(kv_blocks, block_size),
+        order,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        chunked_prefill=chunked_prefill,
+    )
     for sequence in sequences:
         planner.check(sequence)
     env = simpy.Environment()

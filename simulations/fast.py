@@ -25,6 +25,7 @@ from numba import njit
 
 from servinglib.errors import InvalidRequest, InvalidSetting
 from servinglib.policies.step_time import StepTime
+from servinglib.policies.stepping import check_limits
 from servinglib.statistics import Values
 
 ONLY_STEP_BY_STEP = ("kv_blocks", "block_size", "order", "block_keys", "priorities")
@@ -89,11 +90,7 @@ def simulate_continuous_fast(
         if name in ONLY_STEP_BY_STEP:
             raise InvalidSetting(f"the fast simulation has no {name}; use simulate_continuous for it")
         raise TypeError(f"simulate_continuous_fast() got an unexpected keyword argument {name!r}")
-    if not 1 <= max_num_seqs <= max_num_batched_tokens:
-        raise InvalidSetting(
-            f"max_num_seqs={max_num_seqs} must be at least 1 and at most "
-            f"max_num_batched_tokens={max_num_batched_tokens}"
-        )
+    check_limits(max_num_seqs, max_num_batched_tokens)
     times = np.ascontiguousarray(arrivals, float)
     prompts, outputs = (np.ascontiguousarray(x, np.int64) for x in (prompt_tokens, output_tokens))
     _check(times, prompts, outputs, 0 if chunked_prefill else max_num_batched_tokens)

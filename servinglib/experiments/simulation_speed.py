@@ -105,10 +105,10 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def mm1_customers(count: int, load: float = LOAD) -> tuple[np.ndarray, np.ndarray]:
-    """Arrivals and services of an M/M/1 queue with mean service 1 s."""
+def mm1_customers(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Arrivals and services of an M/M/1 queue at `LOAD`, with mean service 1 s."""
     rng = np.random.default_rng(1)
-    return np.cumsum(rng.exponential(1 / load, count)), rng.exponential(1.0, count)
+    return np.cumsum(rng.exponential(1 / LOAD, count)), rng.exponential(1.0, count)
 
 
 def continuous_requests(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -23,6 +23,15 @@ from servinglib.policies.scheduling import FirstComeFirstServed, SchedulingPolic
 from servinglib.policies.sequence import SequenceState, StepPlan
 
 
+def check_limits(max_num_seqs: int, max_num_batched_tokens: int) -> None:
+    """Refuse limits under which not every running sequence could get its token in a step."""
+    if not 1 <= max_num_seqs <= max_num_batched_tokens:
+        raise InvalidSetting(
+            f"max_num_seqs={max_num_seqs} must be at least 1 and at most max_num_batched_tokens="
+            f"{max_num_batched_tokens}, since each running sequence takes a token of every step"
+        )
+
+
 class StepPlanner:
     """Keeps the queue and the running batch, and plans step after step.
 
@@ -51,11 +60,7 @@ class StepPlanner:
         max_num_batched_tokens: int = 2048,
         chunked_prefill: bool = True,
     ) -> None:
-        if not 1 <= max_num_seqs <= max_num_batched_tokens:
-            raise InvalidSetting(
-                f"max_num_seqs={max_num_seqs} must be at least 1 and at most max_num_batched_tokens="
-                f"{max_num_batched_tokens}, since each running sequence takes a token of every step"
-            )
+        check_limits(max_num_seqs, max_num_batched_tokens)
         self.pool, self.order = pool, order or FirstComeFirstServed()
         self.max_num_seqs, self.max_num_batched_tokens = max_num_seqs, max_num_batched_tokens
         self.chunked_prefill = chunked_prefill

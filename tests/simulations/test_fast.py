@@ -89,6 +89,11 @@ def test_without_chunked_prefill_a_request_larger_than_a_step_is_refused():
         )
 
 
+def test_limits_are_refused_as_by_the_planner():
+    with pytest.raises(InvalidSetting, match=r"max_num_seqs=65 must be at least 1 and at most .*=64"):
+        fast(poisson(1, count=3, seed=0), max_num_seqs=65, max_num_batched_tokens=64)
+
+
 def test_no_requests_take_no_time():
     run = simulate_continuous_fast([], [], [], SLOW_KV)
     assert (len(run.latencies), run.num_steps, run.busy) == (0, 0, 0)
