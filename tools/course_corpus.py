@@ -1,45 +1,16 @@
 """The text that the course's models learn from, and the tokenizer they share.
 
 The standard library's sources: about nine megabytes of tidy Python that lie on every reader's disk.
-Which modules are held out is decided by a hash of their paths, so it is the same on every machine.
+Which they are, and which of them are held out, `servinglib.models.held_out` decides.
 """
 
 from __future__ import annotations
-
-import hashlib
-import sysconfig
-from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from servinglib.models.shapes import COURSE_SHAPES, END_OF_TEXT, END_OF_TEXT_ID
-
-# Tests are repetitive, tables are no language, and the build configuration holds paths of this machine.
-SKIPPED_DIRECTORIES = {
-    *("site-packages", "test", "tests", "idle_test", "idlelib", "turtledemo", "encodings", "pydoc_data"),
-    *("lib2to3", "__pycache__", "ensurepip", "lib-dynload"),
-}
-SKIPPED_PREFIXES = ("_sysconfigdata", "config-")
-
-
-def standard_library() -> dict[str, str]:
-    """Source text by relative path, in a stable order."""
-    root = Path(sysconfig.get_path("stdlib"))
-    texts = {}
-    for path in sorted(root.rglob("*.py")):
-        relative = path.relative_to(root)
-        if SKIPPED_DIRECTORIES.isdisjoint(relative.parts) and not relative.parts[0].startswith(
-            SKIPPED_PREFIXES
-        ):
-            texts[relative.as_posix()] = path.read_text(encoding="utf-8", errors="replace")
-    return texts
-
-
-def is_held_out(relative_path: str) -> bool:
-    """One module in twenty, chosen by a hash of its path: the same on every machine, whatever the order."""
-    return hashlib.sha256(relative_path.encode()).digest()[0] < 256 / 20
 
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:

@@ -14,9 +14,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from course_corpus import SKIPPED_DIRECTORIES
 from train_course_models import BATCH, MODELS_DIR, PEAK_LEARNING_RATE, SEQUENCE
 
+from servinglib.models.held_out import SKIPPED_DIRECTORIES
 from servinglib.models.loading import load_model
 from servinglib.models.shapes import COURSE_SHAPES
 

@@ -26,10 +26,11 @@ from pathlib import Path
 import tokenizers
 import torch
 import transformers
-from course_corpus import is_held_out, standard_library, token_stream, train_tokenizer
+from course_corpus import token_stream, train_tokenizer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from transformers import Qwen3ForCausalLM
 
+from servinglib.models.held_out import is_held_out, standard_library
 from servinglib.models.shapes import COURSE_SHAPES, qwen3_config
 
 MODELS_DIR = Path(__file__).parents[1] / "servinglib" / "models"

@@ -77,16 +77,40 @@ def load_model(
     """
     if dtype not in get_args(DataType):
         raise UnknownName("dtype", dtype, get_args(DataType))
+    folder = find_checkpoint(
+        name, trust_remote_code=trust_remote_code, allow_download=allow_download, progress=progress
+    )
+    return _load_weights(folder, device, dtype, trust_remote_code), load_tokenizer(folder, trust_remote_code)
+
+
+def find_checkpoint(
+    name: str,
+    *,
+    trust_remote_code: bool = False,
+    allow_download: bool | None = None,
+    progress: bool = True,
+) -> Path:
+    """The folder of a model that can be loaded safely; parameters and errors are those of `load_model`."""
     found = resolve(name, progress=progress)
     folder = found if isinstance(found, Path) else _hub_folder(found, allow_download, trust_remote_code)
     _require_safe(name, folder, trust_remote_code)
-    return _open(folder, device, dtype, trust_remote_code)
+    return folder
 
 
-def _open(
-    folder: Path, device: str, dtype: DataType, trust_remote_code: bool
-) -> tuple[Any, PreTrainedTokenizerBase]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint's folder, as `load_model` gives it."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(
+        folder, padding_side="left", trust_remote_code=trust_remote_code, local_files_only=True
+    )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _load_weights(folder: Path, device: str, dtype: DataType, trust_remote_code: bool) -> Any:
+    from transformers import AutoModelForCausalLM
 
     with _no_loading_bar():
         model: Any = AutoModelForCausalLM.from_pretrained(
@@ -96,12 +120,7 @@ def _open(
             trust_remote_code=trust_remote_code,
             local_files_only=True,
         )
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, padding_side="left", trust_remote_code=trust_remote_code, local_files_only=True
-        )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return model.to(device).eval(), tokenizer
+    return model.to(device).eval()
 
 
 @contextmanager
