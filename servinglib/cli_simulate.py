@@ -7,6 +7,7 @@ can both be right, and with `--plot` it draws the same for loads up to 0.95.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,7 @@ from servinglib.errors import InvalidSetting
 
 if TYPE_CHECKING:
     from servinglib.experiments.study import Study
+    from servinglib.policies.step_time import StepTime
 
 simulate = typer.Typer(no_args_is_help=True, help="A queue by theory and by simulation, side by side.")
 
@@ -120,6 +122,13 @@ def continuous(
     prompt_tokens: Annotated[int, typer.Option(help="Length of every prompt.")] = 64,
     output_tokens: Annotated[float, typer.Option(help="Mean length of the answers (geometric).")] = 100.0,
     max_num_seqs: Annotated[int, typer.Option(help="Most requests in a step.")] = 64,
+    policy: Annotated[
+        str,
+        typer.Option(
+            help="fcfs, priority, sjf, sjf-aligned, sjf-bucketed, sjf-aging or shortest-remaining; "
+            "all but fcfs are simulated step by step, so ask for fewer customers."
+        ),
+    ] = "fcfs",
     customers: Customers = 20_000,
     replications: Replications = 20,
     confidence: Confidence = 0.99,
@@ -133,6 +142,8 @@ def continuous(
 
     step = StepTime(a, b, c, d)
     study = serving_studies.continuous(rate, step, prompt_tokens, output_tokens, max_num_seqs)
+    if policy != "fcfs":
+        study = _scheduled(study, step, prompt_tokens, output_tokens, max_num_seqs, policy)
     _compare(study, customers, replications, confidence, seed, plot, output)
 
 
@@ -156,6 +167,49 @@ def cluster(
 
     study = serving_studies.cluster(rate, mean_service, replicas, policy)
     _compare(study, customers, replications, confidence, seed, plot, output)
+
+
+def _scheduled(
+    study: Study, step: StepTime, prompt_tokens: int, output_tokens: float, max_num_seqs: int, policy: str
+) -> Study:
+    """The same server with the same customers under another policy, of which theory knows nothing."""
+    import numpy as np
+
+    from servinglib.experiments.queue_studies import poisson_arrivals
+    from servinglib.experiments.study import Theory
+    from servinglib.policies.scheduling import scheduling_policy
+    from servinglib.statistics import streams
+    from servinglib.workload import RequestSpec
+    from simulations.continuous import simulate_continuous
+    from simulations.queue_run import QueueRun
+
+    scheduling_policy(policy)  # an unknown name is refused before any work
+
+    def simulate(rate: float, customers: int, seed: int) -> QueueRun:
+        outputs = streams(seed, "outputs")["outputs"].geometric(1 / output_tokens, customers).tolist()
+        arrivals = poisson_arrivals(rate, customers, seed)
+        run = simulate_continuous(
+            [RequestSpec(a, prompt_tokens, n) for a, n in zip(arrivals.tolist(), outputs, strict=True)],
+            step,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_seqs * prompt_tokens,
+            order=scheduling_policy(policy),
+        )
+        starts, ends = np.array([(t.scheduled, t.finished) for t in run.timelines]).T / 1e9
+        return QueueRun(arrivals, ends - starts, starts, ends)
+
+    note = (
+        "Theory is silent: it serves in order of arrival, with all who run in each step. The load is that "
+        "server's; a policy that lets only some of them step may not keep up with it. One that asks for "
+        "the lengths of the answers is told them."
+    )
+    return replace(
+        study,
+        title=f"{study.title}, {policy}",
+        parameters={**study.parameters, "policy": policy},
+        simulate=simulate,
+        theory=lambda rate: Theory({}, "approximation", (note,)),
+    )
 
 
 def _compare(

@@ -12,7 +12,7 @@ four numbers of a `StepTime`. What a token says never matters here; an answer en
 
 from __future__ import annotations
 
-from collections.abc import Generator, Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -22,9 +22,9 @@ import simpy
 
 from servinglib.cache.block_pool import BlockPool
 from servinglib.errors import InvalidSetting
+from servinglib.policies.length_prediction import LengthPredictor
 from servinglib.policies.scheduling import SchedulingPolicy
-from servinglib.policies.sequence import SequenceState
-from servinglib.policies.step_time import StepTime
+from servinglib.policies.sequence import SequenceState, StepPlan
 from servinglib.policies.stepping import StepPlanner
 from servinglib.request import Timeline
 from servinglib.workload import RequestSpec
@@ -45,6 +45,8 @@ class Step:
         Sequences in it.
     kv_tokens, prefill_tokens : int
         Tokens of KV cache read, and prompt tokens (or recomputed ones) read.
+    padding : int
+        Tokens that would be read in vain if the decoding ones were padded to their longest.
     members : tuple of int
         Indices of the requests, decoding ones first.
     """
@@ -54,6 +56,7 @@ class Step:
     running: int
     kv_tokens: int
     prefill_tokens: int
+    padding: int
     members: tuple[int, ...]
 
 
@@ -83,14 +86,17 @@ class ContinuousRun:
 
 def simulate_continuous(
     workload: Sequence[RequestSpec],
-    step_time: StepTime,
+    step_time: Callable[[int, int, int], float],
     *,
     max_num_seqs: int = 64,
     max_num_batched_tokens: int = 2048,
+    max_prefill_tokens: int | None = None,
     chunked_prefill: bool = True,
     kv_blocks: int = UNLIMITED,
     block_size: int = 16,
+    block_pool: type[BlockPool] = BlockPool,
     order: SchedulingPolicy | None = None,
+    predictor: LengthPredictor | None = None,
     block_keys: Sequence[Sequence[Hashable]] | None = None,
     priorities: Sequence[float] | None = None,
 ) -> ContinuousRun:
@@ -100,12 +106,18 @@ def simulate_continuous(
     ----------
     workload : sequence of RequestSpec
         In order of arrival.
-    step_time : StepTime
+    step_time : StepTime or callable
         Seconds of a step from what it holds.
     max_num_seqs, max_num_batched_tokens, chunked_prefill, order
-        As for `StepPlanner`.
+        As for `StepPlanner`; an order that remembers what it served is used up by one run.
+    max_prefill_tokens : int, optional
+        Most prompt tokens in a step; as many as fit unless given.
     kv_blocks, block_size : int
         The KV cache; without limit unless given.
+    block_pool : type of BlockPool
+        Keeps its books.
+    predictor : LengthPredictor, optional
+        Guesses the length of each answer when its request comes, for an order that looks at it.
     block_keys : sequence of sequence of hashable, optional
         For each request, what the full blocks of its prompt contain; equal keys are computed once.
     priorities : sequence of float, optional
@@ -133,16 +145,17 @@ def simulate_continuous(
         for index, spec in enumerate(workload)
     ]
     planner = StepPlanner(
-        BlockPool(kv_blocks, block_size),
+        block_pool(kv_blocks, block_size),
         order,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
+        max_prefill_tokens=max_num_batched_tokens if max_prefill_tokens is None else max_prefill_tokens,
         chunked_prefill=chunked_prefill,
     )
     for sequence in sequences:
         planner.check(sequence)
     env = simpy.Environment()
-    server = _Server(env, planner, step_time, len(workload))
+    server = _Server(env, planner, step_time, predictor, len(workload))
     env.process(server.receive(sequences))
     env.process(server.serve())
     env.run()
@@ -161,7 +174,8 @@ class _Server:
 
     env: simpy.Environment
     planner: StepPlanner
-    step_time: StepTime
+    step_time: Callable[[int, int, int], float]
+    predictor: LengthPredictor | None
     num_requests: int
     timelines: list[Timeline] = field(init=False)
     steps: list[Step] = field(default_factory=list)
@@ -178,6 +192,8 @@ class _Server:
                 yield self.env.timeout(sequence.arrival - self.env.now)
             self._stamp(sequence, "arrival", "sent", "received")
             self.planner.add(sequence)
+            if self.predictor:
+                sequence.predicted_output_tokens = self.predictor.predict(sequence)
             if not self.arrived.triggered:
                 self.arrived.succeed()
 
@@ -194,7 +210,7 @@ class _Server:
                 self._stamp(sequence, "scheduled")
             yield self.env.timeout(self.step_time(*content))
             members = tuple(s.sequence.item for s in plan.scheduled)
-            self.steps.append(Step(start, self.env.now, *content, members))
+            self.steps.append(Step(start, self.env.now, *content, _padding(plan), members))
             for sequence in self.planner.commit(plan):
                 self._answer(sequence)
 
@@ -205,9 +221,16 @@ class _Server:
         if sequence.num_output_tokens == sequence.max_tokens:
             self._stamp(sequence, "finished", "completed")
             self.planner.remove(sequence)
+            if self.predictor:
+                self.predictor.observe(sequence)
 
     def _stamp(self, sequence: SequenceState, *stages: str) -> None:
         timeline = self.timelines[sequence.item]
         for stage in stages:
             if getattr(timeline, stage) is None:  # a preempted request is scheduled twice; the first counts
                 timeline.stamp(stage, self.env.now)
+
+
+def _padding(plan: StepPlan) -> int:
+    read = [s.sequence.num_computed_tokens + s.num_tokens for s in plan.scheduled if not s.is_prefill]
+    return max(read, default=0) * len(read) - sum(read)

@@ -14,6 +14,11 @@ everything before them: the engine takes a hash chained from block to block, a s
     free          never used, or its content is forgotten
     referenced    held by one running sequence or more
     cached        held by nobody, but its key can still be found; handed out last, oldest first
+
+Two sequences that begin alike may compute the same content at the same time, into a block each. One
+of the two is the one that is found, the other a copy that takes its place when it is let go. So what
+somebody holds is never idle, and since every sequence lets go of its end first, a beginning is never
+forgotten before what continues it: whatever is cached can be reached from its first block.
 """
 
 from __future__ import annotations
@@ -47,6 +52,7 @@ class BlockPool:
         self._cached: OrderedDict[int, Hashable] = OrderedDict()  # block: key, idle longest first
         self._block_of: dict[Hashable, int] = {}
         self._key_of: dict[int, Hashable] = {}
+        self._copies: dict[Hashable, list[int]] = {}  # held, with the content of a held block that is found
 
     @property
     def num_available(self) -> int:
@@ -94,10 +100,20 @@ class BlockPool:
         return blocks
 
     def publish(self, block: int, key: Hashable) -> None:
-        """Let a held block that is full be found by its key; a second block of the same content stays private."""
-        if key not in self._block_of and block not in self._key_of:
-            self._block_of[key] = block
-            self._key_of[block] = key
+        """Let a held block that is full be found by its key; a sequence publishes its blocks in order.
+
+        An idle block of the same content is free again. If another sequence holds one, this is a copy.
+        """
+        if block in self._key_of:
+            return
+        self._key_of[block] = key
+        known = self._block_of.setdefault(key, block)
+        if known == block:
+            return
+        self._copies.setdefault(key, []).append(block)
+        if known in self._cached:
+            del self._cached[known]
+            self._free_one_of_several(known, key)
 
     def release(self, blocks: Sequence[int]) -> None:
         """Let go of a sequence's blocks.
@@ -110,10 +126,13 @@ class BlockPool:
             if self._references[block]:
                 continue
             del self._references[block]
-            if block in self._key_of:
-                self._cached[block] = self._key_of[block]
-            else:
+            key = self._key_of.get(block)
+            if key is None:
                 self._freed.append(block)
+            elif key in self._copies:
+                self._free_one_of_several(block, key)
+            else:
+                self._cached[block] = key
 
     def check_integrity(self, tables: Iterable[Sequence[int]]) -> None:
         """Raise unless exactly the blocks in `tables`, one table for each holder, are referenced.
@@ -127,8 +146,23 @@ class BlockPool:
         used = set(range(self._never_used))
         if sum(map(len, states)) != len(used) or set.union(*states) != used:
             raise AssertionError(f"blocks lost or in two states: referenced, cached, freed = {states}")
-        if {block: key for key, block in self._block_of.items()} != self._key_of:
+        copies = {block: key for key, blocks in self._copies.items() for block in blocks}
+        if {block: key for key, block in self._block_of.items()} | copies != self._key_of:
             raise AssertionError("the keys of the blocks and the blocks of the keys disagree")
+        if any(self._block_of[key] in self._cached for key in self._copies):
+            raise AssertionError(f"content that is held counts as idle: copies = {copies}")
+
+    def _free_one_of_several(self, block: int, key: Hashable) -> None:
+        """Free a block whose content others hold as well; if it is the one that is found, a copy takes over."""
+        copies = self._copies[key]
+        if self._block_of[key] == block:
+            self._block_of[key] = copies.pop()
+        else:
+            copies.remove(block)
+        if not copies:
+            del self._copies[key]
+        del self._key_of[block]
+        self._freed.append(block)
 
     def _take_one(self) -> int:
         if self._freed:

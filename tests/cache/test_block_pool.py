@@ -3,6 +3,7 @@
 import pytest
 
 from servinglib.cache.block_pool import BlockPool
+from servinglib.cache.prefix import block_keys
 from servinglib.errors import InvalidSetting
 
 
@@ -100,3 +101,72 @@ def test_a_lost_block_is_noticed():
 def test_a_pool_without_room_is_refused(num_blocks: int, block_size: int):
     with pytest.raises(InvalidSetting, match="at least 1"):
         BlockPool(num_blocks, block_size)
+
+
+def begin(pool: BlockPool, tokens: list[int], most: int | None = None) -> tuple[list[int], int]:
+    """Blocks for a prompt, the first `most` of them shared if they are there; and how many were."""
+    found = pool.find(block_keys(tokens, pool.block_size)[:most])
+    pool.share(found)
+    return found + pool.allocate(pool.blocks_for(len(tokens)) - len(found)), len(found)
+
+
+def compute(pool: BlockPool, table: list[int], tokens: list[int]) -> None:
+    for block, key in zip(table, block_keys(tokens, pool.block_size), strict=False):
+        pool.publish(block, key)
+
+
+HELLO = list(range(8))
+
+
+def test_a_prompt_that_is_cached_whole_computes_its_last_block_anew_and_takes_no_second_place():
+    """The last token must be computed to get the next one, so the last block can't be shared."""
+    pool = BlockPool(4, block_size=4)
+    first, _ = begin(pool, HELLO)
+    compute(pool, first, HELLO)
+    pool.release(first)
+    for _ in range(5):
+        table, shared = begin(pool, HELLO, most=(len(HELLO) - 1) // 4)
+        assert (shared, table[0] == first[0]) == (1, True)
+        compute(pool, table, HELLO)
+        assert pool.find(block_keys(HELLO, 4)) == table
+        pool.release(table)
+        pool.check_integrity([])
+    assert pool.num_idle(range(4)) == 2, "one block per content is kept, the others are free"
+
+
+def test_a_freed_duplicate_leaves_the_running_sequence_its_own_block():
+    pool = BlockPool(4, block_size=4)
+    (one, _), (two, _) = begin(pool, HELLO), begin(pool, HELLO)
+    compute(pool, one, HELLO)
+    compute(pool, two, HELLO)
+    pool.release(one)
+    assert pool.find(block_keys(HELLO, 4)) == two, "what a running sequence holds takes over"
+    assert set(pool.allocate(2)) == set(one), "only blocks that nobody holds are handed out"
+    third, shared = begin(pool, HELLO)
+    assert (third, shared) == (two, 2)
+    pool.release(two)
+    assert pool.num_available == 0
+
+
+def test_a_preempted_sequence_finds_its_own_blocks_again():
+    pool = BlockPool(4, block_size=4)
+    tokens = list(range(10))
+    table, _ = begin(pool, tokens)
+    compute(pool, table, tokens)
+    pool.release(table)
+    again, shared = begin(pool, tokens)
+    assert (again[:2], shared) == (table[:2], 2)
+    assert pool.find(block_keys(tokens, 4)) == again[:2]
+    pool.check_integrity([again])
+
+
+def test_an_end_is_never_kept_without_its_beginning():
+    """Two compute the same; the one whose beginning is found leaves first, the other's end stays longer."""
+    pool = BlockPool(4, block_size=4)
+    (one, _), (two, _) = begin(pool, HELLO), begin(pool, HELLO)
+    compute(pool, one[:1], HELLO)
+    pool.release(one)  # aborted in the middle of its prompt
+    compute(pool, two, HELLO)
+    pool.release(two)
+    pool.allocate(3)
+    assert pool.find(block_keys(HELLO, 4)) == two[:1], "the end is forgotten first"

@@ -6,7 +6,12 @@ from hypothesis import strategies as st
 
 from servinglib.cache.block_pool import BlockPool
 from servinglib.errors import InvalidRequest, InvalidSetting
-from servinglib.policies.scheduling import ByPriority
+from servinglib.policies.scheduling import (
+    POLICIES,
+    ByPriority,
+    FirstComeFirstServed,
+    scheduling_policy,
+)
 from servinglib.policies.sequence import SequenceState, StepPlan
 from servinglib.policies.stepping import StepPlanner
 
@@ -25,10 +30,11 @@ def content(plan: StepPlan) -> dict[str, int]:
     return {s.sequence.item: s.num_tokens for s in plan.scheduled}
 
 
-def step(planner: StepPlanner, now: float = 0.0) -> dict[str, int]:
-    """Plan, compute, let the finished leave; what the step held."""
+def step(planner: StepPlanner, now: float = 0.0, right: int = 0) -> dict[str, int]:
+    """Plan, compute, accept `right` drafts or all if fewer, let the finished leave; what the step held."""
     plan = planner.plan(now)
-    for sequence in planner.commit(plan):
+    accepted = {s.sequence: min(right, s.num_draft_tokens) for s in plan.scheduled}
+    for sequence in planner.commit(plan, accepted):
         if sequence.num_output_tokens == sequence.max_tokens:
             planner.remove(sequence)
     planner.check_integrity()
@@ -152,6 +158,23 @@ def test_an_urgent_request_goes_first():
     assert [list(step(p)) for _ in range(3)] == [["b"], ["c"], ["a"]]
 
 
+def test_a_plan_forgets_all_that_it_held_for_a_preempted_sequence():
+    reads, decodes, plan = ask("reads", 3, 1), ask("decodes", 3, 2), StepPlan()
+    plan.schedule(decodes, 1, is_prefill=False)
+    plan.schedule(reads, 3, is_prefill=True)
+    plan.preempt(reads)
+    assert (content(plan), plan.num_tokens, plan.num_prefill_tokens) == ({"decodes": 1}, 1, 0)
+
+
+def test_an_urgent_request_that_came_later_decodes_first_too():
+    p = planner(order=ByPriority())
+    p.add(ask("low", 1, 9))
+    step(p)
+    p.add(ask("urgent", 1, 9, priority=1))
+    step(p)
+    assert list(step(p)) == ["urgent", "low"]
+
+
 def test_an_aborted_request_leaves_no_block_behind_wherever_it_is():
     p = planner()
     running, queued = ask("running", 20, 2), ask("queued", 4, 2)
@@ -180,9 +203,163 @@ def test_a_request_that_can_never_be_served_is_refused_at_once(blocks, options, 
     assert p.waiting == []
 
 
-def test_a_step_smaller_than_the_batch_is_refused():
-    with pytest.raises(InvalidSetting, match="max_num_seqs=20"):
-        planner(max_num_seqs=20)
+@pytest.mark.parametrize("limit", [{"max_num_seqs": 20}, {"max_prefill_tokens": 0}, {"max_draft_tokens": -1}])
+def test_limits_under_which_somebody_would_stand_still_are_refused(limit):
+    ((name, value),) = limit.items()
+    with pytest.raises(InvalidSetting, match=f"{name}={value}"):
+        planner(**limit)
+
+
+def test_prompts_get_no_more_of_a_step_than_their_own_limit():
+    p = planner(max_prefill_tokens=6)
+    for name, prompt in (("a", 2), ("b", 3), ("c", 8)):
+        p.add(ask(name, prompt, 3))
+    assert [step(p) for _ in range(3)] == [
+        {"a": 2, "b": 3, "c": 1},
+        {"a": 1, "b": 1, "c": 6},
+        {"a": 1, "b": 1, "c": 1},
+    ]
+
+
+def test_without_chunks_a_prompt_must_fit_the_limit_of_prompts():
+    with pytest.raises(InvalidRequest, match="one step, which holds 6 tokens"):
+        planner(max_prefill_tokens=6, chunked_prefill=False).add(ask("a", 5, 3))
+
+
+def test_the_policy_says_who_decodes():
+    p = planner(max_num_batched_tokens=200, order=scheduling_policy("sjf-aligned"))
+    for name, prompt in (("a", 50), ("b", 52)):
+        p.add(ask(name, prompt, 9))
+    assert [step(p) for _ in range(4)] == [{"a": 50, "b": 52}, {"a": 1}, {"a": 1}, {"a": 1, "b": 1}]
+
+
+class NobodyDecodes(FirstComeFirstServed):
+    def decode_batch(self, decoding, now):
+        return []
+
+
+def test_a_policy_that_lets_nobody_decode_is_told_so():
+    p = planner(order=NobodyDecodes())
+    p.add(ask("a", 3, 3))
+    step(p)
+    with pytest.raises(InvalidSetting, match=r"NobodyDecodes.decode_batch lets none of 1 decode"):
+        p.plan(0.0)
+
+
+class LastDecodes(ByPriority):
+    """Only the last in the order decodes, who is also the first to be preempted."""
+
+    def decode_batch(self, decoding, now):
+        return self.order(decoding, now)[-1:]
+
+
+def test_when_all_that_should_decode_are_preempted_others_do():
+    p = planner(blocks=2, order=LastDecodes())
+    p.add(ask("a", 3, 5))
+    p.add(ask("b", 4, 3))
+    assert [step(p) for _ in range(2)] == [{"a": 3, "b": 4}, {"a": 1}]
+    assert p.preemptions == 1
+
+
+def test_preempting_those_whose_blocks_others_share_goes_on_until_somebody_can_decode():
+    p = planner(blocks=7, order=LastDecodes(), max_num_seqs=5, max_num_batched_tokens=32)
+    other = ask("other", 1, 9, priority=-1)
+    p.add(other)
+    for i, keys in enumerate((["x", "y"], ["u", "v"])):
+        p.add(ask(f"short {i}", 8, 4, block_keys=keys, priority=i))
+    step(p)
+    for i, keys in enumerate((["x", "y"], ["u", "v"])):
+        p.add(ask(f"long {i}", 9, 4, block_keys=keys, priority=2))
+    assert step(p) == {"other": 1, "long 0": 1, "long 1": 1}
+    other.priority = 3
+    plan = p.plan(0.0)
+    assert [s.item for s in plan.preempted] == ["short 0", "short 1"]  # which frees no block
+    assert content(plan) == {"long 1": 1}
+
+
+def test_when_a_prompt_takes_their_blocks_and_then_has_to_go_itself_others_decode():
+    p = planner(blocks=5, order=LastDecodes(), max_prefill_tokens=9)
+    p.add(ask("first", 3, 9, priority=2))
+    p.add(ask("last", 1, 9, priority=0))
+    step(p)
+    p.add(ask("reads", 18, 2, priority=1))
+    assert step(p) == {"last": 1, "reads": 9}  # now all blocks are held, and the prompt wants two more
+    plan = p.plan(0.0)
+    assert content(plan) == {"first": 1}
+    assert [s.item for s in plan.preempted] == ["last", "reads"]
+
+
+def test_lookups_and_hits_in_the_prefix_cache_are_counted_once_per_request():
+    p = planner(blocks=4, max_num_seqs=2)
+    p.add(ask("first", 4, 8))
+    p.add(ask("second", 8, 3, block_keys=["x", "y"]))  # comes back once, and finds its own prompt
+    p.add(ask("third", 10, 1, block_keys=["x", "y"]))
+    while p.running or p.waiting:
+        step(p)
+    assert (p.preemptions, p.prefix_queries, p.prefix_hits) == (1, 4 + 8 + 10, 8)
+
+
+def test_drafts_are_scheduled_behind_a_decoding_sequences_own_token_up_to_its_end():
+    p = planner(max_draft_tokens=3)
+    a = ask("a", 4, 7)
+    p.add(a)
+    assert step(p) == {"a": 4}  # a prompt is no place for guesses
+    assert step(p, right=2) == {"a": 4}
+    assert (a.num_output_tokens, a.num_computed_tokens) == (4, 7)
+    assert step(p, right=0) == {"a": 3}  # two more would be the sixth and the seventh
+    assert step(p, right=9) == {"a": 2}
+    assert (a.num_output_tokens, p.running) == (7, [])
+
+
+def test_drafts_get_what_prompts_leave_of_a_step():
+    p = planner(max_draft_tokens=3, max_num_batched_tokens=8, max_num_seqs=3)
+    p.add(ask("a", 2, 20))
+    step(p)
+    p.add(ask("b", 10, 20))
+    assert [step(p) for _ in range(3)] == [{"a": 1, "b": 7}, {"a": 4, "b": 3}, {"a": 4, "b": 4}]
+
+
+def test_drafts_are_given_up_before_anybody_is_preempted():
+    p = planner(blocks=3, max_draft_tokens=4)
+    a, b = ask("a", 3, 6), ask("b", 4, 7)
+    p.add(a)
+    p.add(b)
+    step(p)
+    plan = p.plan(0.0)
+    assert [(s.num_tokens, s.num_draft_tokens) for s in plan.scheduled] == [(1, 0), (4, 3)]
+    assert plan.num_tokens == 5
+    p.commit(plan)
+    assert p.preemptions == 0
+
+
+def test_blocks_of_rejected_drafts_are_free_again_after_the_step():
+    p = planner(max_draft_tokens=6)
+    a = ask("a", 4, 20)
+    p.add(a)
+    step(p)
+    assert step(p, right=1) == {"a": 7}  # tokens 5 to 11: two blocks more
+    assert (len(a.blocks), p.pool.num_available) == (2, 998)
+
+
+def test_only_blocks_full_of_accepted_tokens_can_be_found():
+    p = planner(max_draft_tokens=6)
+    a = ask("a", 3, 20, block_keys=["x", "y", "z"])
+    p.add(a)
+    step(p)
+    step(p, right=4)
+    assert p.pool.find(["x", "y", "z"]) == a.blocks[:2]
+
+
+@pytest.mark.parametrize("right", [-1, 4])
+def test_accepting_drafts_that_were_never_scheduled_is_refused_and_nothing_noted(right):
+    p = planner(max_draft_tokens=3)
+    a = ask("a", 4, 9)
+    p.add(a)
+    step(p)
+    plan = p.plan(0.0)
+    with pytest.raises(InvalidSetting, match=f"{right} draft tokens of sequence 0 .* held 3"):
+        p.commit(plan, {a: right})
+    assert (a.num_computed_tokens, a.num_output_tokens) == (4, 1)
 
 
 REQUESTS = st.lists(
@@ -192,32 +369,50 @@ REQUESTS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(REQUESTS, st.integers(9, 20), st.booleans(), st.lists(st.integers(0, 11), max_size=4))
-def test_under_any_traffic_every_request_ends_once_and_no_block_is_lost(requests, blocks, urgent, aborts):
-    """With shared prefixes, preemption, aborts in the middle, and either order."""
-    p = planner(blocks=blocks, order=ByPriority() if urgent else None)
+@pytest.mark.parametrize("policy", POLICIES)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    REQUESTS,
+    st.integers(9, 20),
+    st.booleans(),
+    st.integers(0, 3),
+    st.lists(st.integers(0, 11), max_size=4),
+    st.randoms(use_true_random=False),
+)
+def test_under_any_traffic_every_request_ends_once_and_no_block_is_lost(
+    policy, requests, blocks, chunked, drafts, aborts, chance
+):
+    """With shared prefixes, preemption, drafts, aborts in the middle, and any policy."""
+    limits = {} if chunked else {"max_num_batched_tokens": 36}
+    p = planner(
+        blocks, order=scheduling_policy(policy), max_draft_tokens=drafts, chunked_prefill=chunked, **limits
+    )
     finished, alive = [], {}
     for i, (prompt, output, priority, family) in enumerate(requests):
         keys = [(family, j) for j in range(prompt // 4)]
         alive[i] = ask(i, prompt, output, arrival=i, priority=priority, block_keys=keys)
     coming, doomed = list(alive.values()), list(aborts)
-    for _ in range(3000):
+    for now in range(3000):
         if coming:
             p.add(coming.pop(0))
-        plan = p.plan(0.0)
+        plan = p.plan(float(now))
         p.check_integrity()
-        assert plan.num_tokens == sum(s.num_tokens for s in plan.scheduled) <= 16
+        assert plan.num_tokens == sum(s.num_tokens for s in plan.scheduled) <= p.max_num_batched_tokens
+        assert plan.num_prefill_tokens == sum(s.num_tokens for s in plan.scheduled if s.is_prefill)
         assert len(p.running) <= 4
         assert plan.scheduled or not (p.running or p.waiting)  # work-conserving
-        for sequence in p.commit(plan):
+        accepted = {s.sequence: chance.randint(0, s.num_draft_tokens) for s in plan.scheduled}
+        for sequence in p.commit(plan, accepted):
             if sequence.num_output_tokens == sequence.max_tokens:
                 p.remove(sequence)
                 finished.append(sequence.item)
+        p.check_integrity()
         if doomed and (victim := alive.get(doomed.pop())) in (*p.running, *p.waiting):
             p.remove(victim)
             finished.append(victim.item)
         if not (coming or p.running or p.waiting):
             break
     assert sorted(finished) == list(alive)
+    assert all(s.num_output_tokens <= s.max_tokens for s in alive.values())
+    assert p.preemptions == sum(s.num_preemptions for s in alive.values())
     assert p.pool.num_available == blocks
