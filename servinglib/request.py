@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from servinglib.errors import InvalidSetting, UnknownName
 
-FinishReason = Literal["stop", "length", "abort"]
+FinishReason = Literal["stop", "length", "abort", "deadline"]
 STAGES = ("arrival", "sent", "received", "scheduled", "first_token", "finished", "completed")
 
 
@@ -115,6 +115,11 @@ class SamplingParams:
         End before the first of these strings; it is not part of the text.
     ignore_eos : bool
         Go on to `max_tokens` whatever the model says; benchmarks need equal lengths.
+    n : int
+        How many answers to give, each drawn for itself.
+    logprobs : int or None
+        Tell each token's log-probability in the model's own distribution, and those of this many
+        likeliest ones beside it; None tells nothing.
     """
 
     max_tokens: int = 64
@@ -124,6 +129,8 @@ class SamplingParams:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    n: int = 1
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -133,6 +140,9 @@ class SamplingParams:
             (self.temperature >= 0, f"temperature={self.temperature} must not be negative"),
             (self.top_k >= 0, f"top_k={self.top_k} must not be negative; 0 means all tokens"),
             (0 < self.top_p <= 1, f"top_p={self.top_p} must lie in (0, 1]"),
+            (self.n >= 1, f"n={self.n} must be at least 1"),
+            (self.n == 1 or self.temperature > 0, f"n={self.n} greedy answers would all be the same"),
+            (self.logprobs is None or self.logprobs >= 0, f"logprobs={self.logprobs} must not be negative"),
             (all(self.stop), "an empty stop string would end every answer at once"),
         ]
         for fine, message in checks:
@@ -161,12 +171,34 @@ class Request:
     params : SamplingParams
     timeline : Timeline
         Stamped by whoever holds the request.
+    priority : float
+        Higher goes first, where the engine's scheduling policy looks at it.
+    timeout : float or None
+        Seconds from the engine's receiving it; what is not finished by then ends with "deadline".
     """
 
     request_id: str
     prompt: str | Sequence[int]
     params: SamplingParams = field(default_factory=SamplingParams)
     timeline: Timeline = field(default_factory=Timeline)
+    priority: float = 0.0
+    timeout: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """How likely a token was in the model's own distribution, and which were the likeliest.
+
+    Attributes
+    ----------
+    chosen : float
+        Natural logarithm of the probability of the token that was chosen.
+    likeliest : tuple of (int, float)
+        Token ids and their log-probabilities, likeliest first; as many as were asked for.
+    """
+
+    chosen: float
+    likeliest: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +218,11 @@ class TokenEvent:
     time : float
         Seconds of `time.perf_counter` (or of the simulated clock).
     finish_reason : FinishReason or None
-        Set on the last event only.
+        Set on the last event of each choice only.
+    choice : int
+        Which of the request's `n` answers, from 0.
+    logprob : Logprob or None
+        Where the request asked for it and there is a token.
     """
 
     request_id: str
@@ -195,11 +231,21 @@ class TokenEvent:
     text: str
     time: float
     finish_reason: FinishReason | None = None
+    choice: int = 0
+    logprob: Logprob | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A whole answer: the collected stream of one request."""
+    """A whole answer: the collected stream of one request.
+
+    Attributes
+    ----------
+    logprobs : tuple of Logprob
+        One per token, if asked for.
+    alternatives : tuple of Completion
+        The other answers, where the request asked for more than one.
+    """
 
     request_id: str
     prompt_tokens: int
@@ -208,3 +254,5 @@ class Completion:
     finish_reason: FinishReason
     timeline: Timeline
     token_times: tuple[float, ...]
+    logprobs: tuple[Logprob, ...] = ()
+    alternatives: tuple[Completion, ...] = ()

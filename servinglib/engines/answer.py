@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 
 from servinglib.engines.detokenizer import Detokenizer
-from servinglib.request import FinishReason, Request, TokenEvent
+from servinglib.request import FinishReason, Logprob, Request, TokenEvent
 
 
 class StopGuard:
@@ -56,6 +56,8 @@ class Answer:
         Ids to text, as `Detokenizer` takes it.
     eos_ids : collection of int
         Token ids by which the model says that it has finished.
+    choice : int
+        Which of the request's answers.
 
     Attributes
     ----------
@@ -66,25 +68,36 @@ class Answer:
     """
 
     def __init__(
-        self, request: Request, decode: Callable[[Sequence[int]], str], eos_ids: Collection[int] = ()
+        self,
+        request: Request,
+        decode: Callable[[Sequence[int]], str],
+        eos_ids: Collection[int] = (),
+        choice: int = 0,
     ) -> None:
-        self.request = request
+        self.request, self.choice = request, choice
         self.tokens = 0
         self.finish_reason: FinishReason | None = None
         self._eos_ids = () if request.params.ignore_eos else eos_ids
         self._text = Detokenizer(decode)
         self._guard = StopGuard(request.params.stop)
         self._aborted = False
+        self._logprob: Logprob | None = None
 
     def abort(self) -> None:
         """Ask for the end; the next event will be the last. Safe to call from any thread."""
         self._aborted = True
 
-    def advance(self, token_id: int, time: float) -> TokenEvent:
+    def end(self, reason: FinishReason, time: float) -> TokenEvent:
+        """The last event of an answer that ends at `time` (seconds) without a further token."""
+        self._logprob = None
+        return self._end(reason, None, self._guard.push(self._text.flush()), time)
+
+    def advance(self, token_id: int, time: float, logprob: Logprob | None = None) -> TokenEvent:
         """The event of the token that the model chose at `time` (seconds)."""
         if self._aborted:
-            return self._end("abort", None, self._guard.push(self._text.flush()), time)
+            return self.end("abort", time)
         self.tokens += 1
+        self._logprob = logprob
         if token_id in self._eos_ids:
             return self._end("stop", token_id, self._guard.push(self._text.flush()), time)
         shown, stopped = self._guard.push(self._text.push(token_id))
@@ -108,4 +121,6 @@ class Answer:
     ) -> TokenEvent:
         self.finish_reason = reason
         index = self.tokens - 1 if token_id is not None else self.tokens
-        return TokenEvent(self.request.request_id, index, token_id, text, time, reason)
+        return TokenEvent(
+            self.request.request_id, index, token_id, text, time, reason, self.choice, self._logprob
+        )

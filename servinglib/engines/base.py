@@ -11,9 +11,9 @@ import itertools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 from servinglib.errors import ContextTooLong, EmptyPrompt, InvalidRequest, ServingError
 from servinglib.request import Completion, Request, SamplingParams, TokenEvent
@@ -33,11 +33,17 @@ class Capabilities:
         False where temperature, top_k and top_p are refused.
     real_model : bool
         False where the tokens come from a model of time, not of language.
+    choices : bool
+        False where a request for more than one answer (n > 1) is refused.
+    logprobs : bool
+        False where a request for log-probabilities is refused.
     """
 
     batching: Literal["static", "continuous"]
     sampling: bool
     real_model: bool
+    choices: bool = False
+    logprobs: bool = False
 
 
 class Engine(ABC):
@@ -140,8 +146,15 @@ class Engine(ABC):
             raise EmptyPrompt
         if len(tokens) + request.params.max_tokens > self.context_length:
             raise ContextTooLong(len(tokens), request.params.max_tokens, self.context_length)
-        if request.params.temperature > 0 and not self.capabilities.sampling:
+        can, params = self.capabilities, request.params
+        if params.temperature > 0 and not can.sampling:
             raise InvalidRequest(f"the {self.name} engine can't sample; use temperature=0")
+        if params.n > 1 and not can.choices:
+            raise InvalidRequest(
+                f"the {self.name} engine gives one answer; ask {params.n} times instead of n"
+            )
+        if params.logprobs is not None and not can.logprobs:
+            raise InvalidRequest(f"the {self.name} engine tells no log-probabilities; leave logprobs out")
         return tokens
 
     def warm_up(self) -> None:
@@ -169,7 +182,7 @@ class Engine(ABC):
         params = (params or SamplingParams()).updated(**changes)
         return [Request(f"{self.name}-{next(_serial)}", prompt, params) for prompt in prompts]
 
-    def __enter__(self) -> Engine:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -190,12 +203,24 @@ def collect(events: Iterator[TokenEvent]) -> dict[str, list[TokenEvent]]:
 def complete(
     request: Request, prompt_tokens: int, events: Sequence[TokenEvent], scheduled: float
 ) -> Completion:
-    """The completion that a finished stream amounts to; stamps the engine's part of the timeline."""
-    tokens = [e for e in events if e.token_id is not None]
+    """The completion that a finished stream amounts to; stamps the engine's part of the timeline.
+
+    `scheduled`, in seconds, is when computation began, unless the engine has stamped that itself.
+    """
     timeline = request.timeline
-    timeline.stamp("scheduled", scheduled)
-    timeline.stamp("first_token", tokens[0].time if tokens else events[-1].time)
+    if timeline.scheduled is None:  # an engine with a queue of its own knows better
+        timeline.stamp("scheduled", scheduled)
+    timeline.stamp("first_token", next((e.time for e in events if e.token_id is not None), events[-1].time))
     timeline.stamp("finished", events[-1].time)
+    first, *others = (
+        _choice(request, prompt_tokens, [e for e in events if e.choice == choice])
+        for choice in range(request.params.n)
+    )
+    return replace(first, alternatives=tuple(others)) if others else first
+
+
+def _choice(request: Request, prompt_tokens: int, events: Sequence[TokenEvent]) -> Completion:
+    tokens = [e for e in events if e.token_id is not None]
     reason = events[-1].finish_reason
     assert reason is not None, f"{request.request_id} ended without a finish reason"
     return Completion(
@@ -204,8 +229,9 @@ def complete(
         token_ids=tuple(e.token_id for e in tokens if e.token_id is not None),
         text="".join(e.text for e in events),
         finish_reason=reason,
-        timeline=timeline,
+        timeline=request.timeline,
         token_times=tuple(e.time for e in tokens),
+        logprobs=tuple(e.logprob for e in tokens if e.logprob is not None),
     )
 
 

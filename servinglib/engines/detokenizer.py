@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+LONGEST_WINDOW = 16  # tokens; to shorten the window costs a second decoding
 REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are no character, or not one yet
 
 
@@ -18,7 +19,7 @@ class Detokenizer:
 
     Decoding all ids again at every token would take quadratic time, and decoding each token alone
     would be wrong: many tokenizers strip or add a space at the start of a text. So it decodes a
-    short window: the tokens last given out, and those since. What is new in it is the difference.
+    short window: some tokens that were given out, and those since. What is new in it is the difference.
 
     Parameters
     ----------
@@ -42,9 +43,10 @@ class Detokenizer:
             return ""
         new = text[len(self._given_text) :]
         if new:
-            del self._window[: self._given_ids]
-            self._given_ids = len(self._window)
-            self._given_text = self._decode(self._window)
+            if len(self._window) > LONGEST_WINDOW:
+                del self._window[: self._given_ids]
+                text = self._decode(self._window)
+            self._given_ids, self._given_text = len(self._window), text
         return new
 
     def flush(self) -> str:

@@ -9,6 +9,7 @@ from servinglib.engines.base import Engine
 from servinglib.errors import UnknownName
 
 ENGINES = {
+    "continuous": "servinglib.engines.continuous.engine:ContinuousEngine",
     "simulated": "servinglib.engines.simulated_engine:SimulatedEngine",
     "transformers": "servinglib.engines.transformers_engine:TransformersEngine",
 }

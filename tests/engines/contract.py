@@ -3,11 +3,16 @@
 An engine's test module subclasses `EngineContract` under a name that begins with `Test` and gives
 two things: a fixture `load`, which loads the engine with the options it is given, and `decode`, which
 turns token ids into text by another way than the engine's own stream.
+
+An engine with static batches takes a step when its reader asks for one, so an abort shows in the very
+next event. One with continuous batching runs ahead of its readers: its abort shows after what was
+computed meanwhile, and a test waits for that with another request, which the engine takes later.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
@@ -26,6 +31,15 @@ from servinglib.request import Completion, Request, SamplingParams
 
 Loader = Callable[..., Engine]
 PROMPTS: list[Prompt] = ["def area(radius):", "请问", [40, 41, 42, 43, 44, 45, 46], "x"]
+
+
+def long(engine: Engine) -> int:
+    """Tokens of an answer that nobody means to wait for."""
+    return min(2000, engine.context_length - 20)
+
+
+def in_lock_step(engine: Engine) -> bool:
+    return engine.capabilities.batching == "static"
 
 
 def requests(prompts: Sequence[Prompt], **changes: object) -> list[Request]:
@@ -185,7 +199,7 @@ class EngineContract:
         twins = [Request("twin", "a"), Request("twin", "b")]
         with pytest.raises(InvalidRequest, match="twin"):
             engine.generate_batch(twins)
-        running = engine.stream("a", request_id="twin", ignore_eos=True)
+        running = engine.stream("a", request_id="twin", max_tokens=long(engine), ignore_eos=True)
         next(running)
         with pytest.raises(InvalidRequest, match="twin"):
             next(engine.stream("b", request_id="twin"))
@@ -195,21 +209,26 @@ class EngineContract:
 
     def test_a_request_is_aborted_at_its_next_token_and_its_neighbour_goes_on(self, engine: Engine):
         batch = requests(["hello", "hello"], max_tokens=8)
+        batch[0].params = batch[0].params.updated(max_tokens=long(engine))
         events = engine.run(batch, [engine.validate(r) for r in batch])
         seen = [next(events) for _ in range(4)]
         assert engine.abort("r0") is True
         streams = collect(itertools.chain(seen, events))
-        assert [e.token_id is None for e in streams["r0"]] == [False, False, True]
-        assert (streams["r0"][-1].finish_reason, streams["r0"][-1].index) == ("abort", 2)
-        assert len(streams["r1"]) == 8
+        tokens, last = streams["r0"][:-1], streams["r0"][-1]
+        assert None not in [e.token_id for e in tokens]
+        assert (last.token_id, last.finish_reason, last.index) == (None, "abort", len(tokens))
+        assert len(tokens) == 2 if in_lock_step(engine) else 2 <= len(tokens) < long(engine)
+        assert [e.token_id is None for e in streams["r1"]] == [False] * 8
 
     def test_an_abort_may_come_from_another_thread(self, engine: Engine):
-        events = engine.stream("hello", request_id="mine", max_tokens=50, ignore_eos=True)
+        events = engine.stream("hello", request_id="mine", max_tokens=long(engine), ignore_eos=True)
         next(events)
         thread = threading.Thread(target=engine.abort, args=["mine"])
         thread.start()
         thread.join()
-        assert [e.finish_reason for e in events] == ["abort"]
+        reasons = [e.finish_reason for e in events]
+        assert reasons == [None] * (len(reasons) - 1) + ["abort"]
+        assert len(reasons) == 1 if in_lock_step(engine) else len(reasons) < long(engine)
 
     def test_aborting_what_does_not_run_says_so(self, engine: Engine):
         assert engine.abort("mine") is False
@@ -226,9 +245,11 @@ class EngineContract:
         assert len(list(events)) == 8
 
     def test_a_reader_that_goes_away_leaves_nothing_behind(self, engine: Engine):
-        events = engine.stream("hello", request_id="mine", max_tokens=50, ignore_eos=True)
+        events = engine.stream("hello", request_id="mine", max_tokens=long(engine), ignore_eos=True)
         next(events)
         events.close()  # type: ignore[attr-defined]
+        if not in_lock_step(engine):
+            engine.generate("x", max_tokens=1)
         assert engine.abort("mine") is False
         assert len(list(engine.stream("hello", request_id="mine", max_tokens=2, ignore_eos=True))) == 2
 
@@ -254,6 +275,70 @@ class EngineContract:
         assert completed(engine.generate_batch(crowd))[2].token_ids == alone.token_ids
         assert engine.generate("hello", seeded, seed=6)[0].token_ids != alone.token_ids
 
+    # Several answers, and what the model thought of them
+
+    def test_an_engine_that_gives_one_answer_says_so(self, engine: Engine):
+        if engine.capabilities.choices or not engine.capabilities.sampling:
+            pytest.skip("this engine gives several, or can't sample, which it says")
+        with pytest.raises(InvalidRequest, match="one answer; ask 3 times"):
+            engine.generate("hello", temperature=1.0, n=3)
+
+    def test_several_answers_are_drawn_each_for_itself_and_repeat_with_the_seed(self, engine: Engine):
+        if not engine.capabilities.choices:
+            pytest.skip("this engine gives one")
+        seeded = SamplingParams(max_tokens=12, temperature=1.0, seed=5, ignore_eos=True, n=3)
+        [first] = engine.generate("hello", seeded)
+        answers = [first, *first.alternatives]
+        assert [len(a.token_ids) for a in answers] == [12] * 3
+        assert len({a.token_ids for a in answers}) == 3
+        [again] = engine.generate("hello", seeded)
+        assert [a.token_ids for a in (again, *again.alternatives)] == [a.token_ids for a in answers]
+        assert engine.generate("hello", seeded, n=1)[0].token_ids == first.token_ids
+
+    def test_each_of_several_answers_ends_once_and_counts_its_own_tokens(self, engine: Engine):
+        if not engine.capabilities.choices:
+            pytest.skip("this engine gives one")
+        events = list(engine.stream("hello", max_tokens=4, temperature=1.0, ignore_eos=True, n=3))
+        for choice in range(3):
+            mine = [e for e in events if e.choice == choice]
+            assert [e.index for e in mine] == [0, 1, 2, 3]
+            assert [e.finish_reason for e in mine] == [None] * 3 + ["length"]
+
+    def test_an_engine_that_tells_no_log_probabilities_says_so(self, engine: Engine):
+        if engine.capabilities.logprobs:
+            pytest.skip("this engine tells them")
+        with pytest.raises(InvalidRequest, match="leave logprobs out"):
+            engine.generate("hello", logprobs=0)
+
+    def test_log_probabilities_are_told_of_each_token_and_of_the_likeliest(self, engine: Engine):
+        if not engine.capabilities.logprobs:
+            pytest.skip("this engine tells none")
+        [plain] = engine.generate("hello", max_tokens=6, ignore_eos=True)
+        [told] = engine.generate("hello", max_tokens=6, ignore_eos=True, logprobs=3)
+        assert plain.logprobs == ()
+        assert told.token_ids == plain.token_ids
+        assert len(told.logprobs) == 6
+        for token, logprob in zip(told.token_ids, told.logprobs, strict=True):
+            values = [value for _, value in logprob.likeliest]
+            assert len(values) == 3
+            assert values == sorted(values, reverse=True)
+            assert logprob.likeliest[0] == (token, logprob.chosen), "greedy takes the likeliest"
+            assert 0 < sum(map(math.exp, values)) <= 1 + 1e-5
+
+    def test_the_likeliest_need_not_be_told_along_with_the_chosen(self, engine: Engine):
+        if not engine.capabilities.logprobs:
+            pytest.skip("this engine tells none")
+        [told] = engine.generate("hello", max_tokens=3, ignore_eos=True, logprobs=0)
+        assert [logprob.likeliest for logprob in told.logprobs] == [()] * 3
+        assert all(logprob.chosen < 0 for logprob in told.logprobs)
+
+    def test_asking_for_more_likeliest_tokens_than_there_are_harms_nobody(self, engine: Engine):
+        if not engine.capabilities.logprobs:
+            pytest.skip("this engine tells none")
+        with pytest.raises(InvalidRequest, match="logprobs=1000000000"):
+            engine.generate("hello", logprobs=10**9)
+        assert engine.generate("hello", max_tokens=1)
+
     # Life
 
     def test_warming_up_changes_no_answer(self, load: Loader, engine: Engine):
@@ -264,7 +349,7 @@ class EngineContract:
 
     def test_after_shutdown_all_work_is_refused_and_a_second_shutdown_does_nothing(self, load: Loader):
         engine = load()
-        running = engine.stream("hello", max_tokens=5, ignore_eos=True)
+        running = engine.stream("hello", max_tokens=long(engine), ignore_eos=True)
         next(running)
         engine.shutdown()
         engine.shutdown()
@@ -276,4 +361,4 @@ class EngineContract:
         [refusal] = engine.generate_batch(requests(["hello"]))
         assert isinstance(refusal, ServerClosed)
         with pytest.raises(ServerClosed):
-            next(running)
+            next(running) if in_lock_step(engine) else list(running)

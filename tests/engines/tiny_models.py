@@ -32,13 +32,23 @@ def save_tokenizer(folder: Path) -> int:
     return len(tokenizer)
 
 
-def save_model(architecture: str, folder: Path) -> str:
-    """Save a checkpoint of an architecture ("qwen3", "llama", "gpt2"); returns the folder's name."""
+def save_model(architecture: str, folder: Path, varied: bool = False, **changes: Any) -> str:
+    """Save a checkpoint of an architecture ("qwen3", "llama", "gpt2"); returns the folder's name.
+
+    `changes` are fields of its config. Biases and the gains of norms begin as zeros and ones, with which
+    an engine that forgets them would be right; `varied` makes them random.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     vocabulary = save_tokenizer(folder)
-    config = AutoConfig.for_model(architecture, vocab_size=vocabulary, eos_token_id=0, **SHAPE)
+    fields = {"vocab_size": vocabulary, "eos_token_id": 0, **SHAPE, **changes}
     torch.manual_seed(7)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **fields))
+    if varied:
+        with torch.no_grad():
+            for weight in model.parameters():
+                if weight.ndim == 1:
+                    weight += 0.3 * torch.randn_like(weight)
+    model.save_pretrained(folder)
     return str(folder)

@@ -1,0 +1,251 @@
+"""The continuous-batching engine, from the outside: load a model, ask, listen.
+
+A bus that leaves when it is full is a static batch. This engine is the ski lift: requests get on and
+off at every step. The parts, in the order in which one reads them:
+
+    loop        the thread that goes step by step              policies.stepping   what a step holds
+    runner      computes a step                                cache.block_pool    who holds which page
+    model       the decoder                                    cache.prefix        which pages are alike
+    attention   keys and values in pages                       policies.scheduling who goes first
+    speculative guesses and checks
+
+Lessons 05 to 08 and 10 take it apart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+from servinglib.engines.answer import Answer
+from servinglib.engines.base import Capabilities, Engine, Prompt, checked_ids
+from servinglib.engines.continuous.requests import Choice, Item, Listener, Ticket
+from servinglib.engines.continuous.statistics import EngineStatistics, StepRecord
+from servinglib.errors import InvalidRequest, UnknownName
+from servinglib.policies.sequence import SequenceState
+from servinglib.request import Request, TokenEvent
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from servinglib.engines.continuous.loop import EngineLoop
+    from servinglib.engines.continuous.memory import MemoryPlan
+
+
+class ContinuousEngine(Engine):
+    """Serves requests that come and go at every token step.
+
+    Made by `load`. All methods may be called from any thread.
+
+    Attributes
+    ----------
+    memory : MemoryPlan
+        What fits, and the arithmetic behind it; `str(memory)` tells it.
+    attention : str
+        Which backend computes: "numba", "torch" or "triton".
+    """
+
+    name = "continuous"
+    attention = "torch"
+    capabilities = Capabilities("continuous", sampling=True, real_model=True, choices=True, logprobs=True)
+
+    def __init__(
+        self,
+        loop: EngineLoop,
+        tokenizer: PreTrainedTokenizerBase,
+        model_name: str,
+        vocabulary: int,
+        context_length: int,
+        eos_ids: frozenset[int],
+        memory: MemoryPlan,
+    ) -> None:
+        self._loop, self._tokenizer = loop, tokenizer
+        self.model_name, self.context_length, self.vocabulary = model_name, context_length, vocabulary
+        self.eos_ids, self.memory = eos_ids, memory
+        self.decode = _decoder(tokenizer)
+        self._listeners: dict[asyncio.AbstractEventLoop, Listener] = {}
+
+    @classmethod
+    def load(cls, model: str, **options: Any) -> ContinuousEngine:
+        """Load a model of the zoo, a local folder or a hub id; the options are those of `Settings`.
+
+        Raises
+        ------
+        UnknownName, InvalidSetting, ModelUnavailable
+            Before any weight is read, if an option or the model can't be had.
+        """
+        from servinglib.engines.continuous.loading import Settings, load
+
+        for option in options:
+            if option not in Settings.names():
+                raise UnknownName("option", option, Settings.names())
+        return load(cls, model, Settings(**options))
+
+    @property
+    def statistics(self) -> EngineStatistics:
+        """Counters and gauges."""
+        return EngineStatistics.of(self._loop.planner, self._loop.counters)
+
+    @property
+    def steps(self) -> list[StepRecord]:
+        """The last steps, oldest first."""
+        return list(self._loop.counters.steps)
+
+    def tokenize(self, prompt: Prompt) -> list[int]:
+        """The prompt's token ids, special tokens added as the tokenizer does by itself."""
+        self._loop.must_be_open()
+        if isinstance(prompt, str):
+            return list(self._tokenizer(prompt)["input_ids"]) if prompt else []
+        return checked_ids(prompt, self.vocabulary)
+
+    def validate(self, request: Request) -> list[int]:
+        """The prompt's token ids, or the typed error that says why it can never be served."""
+        tokens = super().validate(request)
+        if (request.params.logprobs or 0) > self.vocabulary:
+            raise InvalidRequest(
+                f"logprobs={request.params.logprobs} asks for more tokens than the vocabulary has, which is "
+                f"{self.vocabulary:,}; ask for fewer"
+            )
+        self._loop.planner.check(SequenceState(None, len(tokens), request.params.max_tokens))
+        return tokens
+
+    def run(self, requests: Sequence[Request], prompts: Sequence[list[int]]) -> Iterator[TokenEvent]:
+        """Start the requests now, and yield their events as they come; closing the iterator aborts the rest."""
+        news: queue.SimpleQueue[list[Item]] = queue.SimpleQueue()
+        tickets = self._submit(requests, prompts, news.put, [r.request_id for r in requests])
+        events = self._listen(news, {t.request.request_id: t for t in tickets})
+        next(events)  # now that it has begun, whoever drops it ends the requests
+        return cast("Iterator[TokenEvent]", events)
+
+    def submit(self, request: Request) -> EventStream:
+        """Start a request from a running event loop; iterate to get its events, close or drop to abort it.
+
+        Raises
+        ------
+        InvalidRequest
+            At the call, if it can never be served.
+        """
+        prompt = self.validate(request)
+        events: asyncio.Queue[TokenEvent | Exception] = asyncio.Queue()
+        listener = self._listener(asyncio.get_running_loop())
+        [ticket] = self._submit([request], [prompt], listener, [events])
+        return EventStream(events, request.params.n, partial(self._loop.drop, ticket))
+
+    def abort(self, request_id: str) -> bool:
+        """End a request before the next step, with finish reason "abort"; False if it is not running."""
+        return self._loop.abort(request_id)
+
+    def shutdown(self) -> None:
+        """Stop; what still runs ends with `ServerClosed`."""
+        self._loop.stop()
+
+    def _submit(
+        self,
+        requests: Sequence[Request],
+        prompts: Sequence[list[int]],
+        listener: Listener,
+        addresses: Sequence[Any],
+    ) -> list[Ticket]:
+        now = time.perf_counter()
+        tickets = []
+        for request, prompt, address in zip(requests, prompts, addresses, strict=True):
+            choices = [self._choice(request, prompt, i, now) for i in range(request.params.n)]
+            deadline = None if request.timeout is None else now + request.timeout
+            tickets.append(Ticket(request, choices, listener, address, deadline))
+        self._loop.submit(tickets)
+        return tickets
+
+    def _choice(self, request: Request, prompt: list[int], index: int, now: float) -> Choice:
+        answer = Answer(request, self.decode, self.eos_ids, index)
+        return Choice(answer, prompt, now)
+
+    def _listen(
+        self, news: queue.SimpleQueue[list[Item]], tickets: dict[str, Ticket]
+    ) -> Iterator[TokenEvent | None]:
+        left = {request_id: ticket.request.params.n for request_id, ticket in tickets.items()}
+        try:
+            yield None
+            while left:
+                for request_id, item in news.get():
+                    if isinstance(item, Exception):
+                        raise item
+                    if item.finish_reason is not None:
+                        left[request_id] -= 1
+                        if not left[request_id]:
+                            del left[request_id]
+                    yield item
+        finally:
+            for request_id in left:
+                self._loop.drop(tickets[request_id])
+
+    def _listener(self, loop: asyncio.AbstractEventLoop) -> Listener:
+        """The one listener of an event loop, so that a step's news for all its requests come together."""
+        if loop not in self._listeners:
+            self._listeners = {
+                known: listen for known, listen in self._listeners.items() if not known.is_closed()
+            }
+            self._listeners[loop] = partial(_wake, loop)
+        return self._listeners[loop]
+
+
+class EventStream:
+    """One request's events, for `async for`; closing or dropping it aborts the request."""
+
+    def __init__(
+        self, events: asyncio.Queue[TokenEvent | Exception], choices: int, abort: Callable[[], None]
+    ) -> None:
+        self._events, self._open_choices, self._abort = events, choices, abort
+        self._closed = False
+
+    def __aiter__(self) -> EventStream:
+        return self
+
+    async def __anext__(self) -> TokenEvent:
+        if self._closed or not self._open_choices:
+            raise StopAsyncIteration
+        try:
+            item = await self._events.get()
+        except asyncio.CancelledError:
+            self.close()
+            raise
+        if isinstance(item, Exception):
+            self._open_choices = 0
+            raise item
+        self._open_choices -= item.finish_reason is not None
+        return item
+
+    def close(self) -> None:
+        """Abort the request, unless it has ended; a read under way gets its last event."""
+        if self._open_choices and not self._closed:
+            self._closed = True
+            self._abort()
+
+    async def aclose(self) -> None:
+        """`close`, by the name that asynchronous generators give it."""
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _wake(loop: asyncio.AbstractEventLoop, news: list[Item]) -> None:
+    with contextlib.suppress(RuntimeError):  # the event loop is closed, and nobody there reads
+        loop.call_soon_threadsafe(_distribute, news)
+
+
+def _distribute(news: list[Item]) -> None:
+    for events, item in news:
+        events.put_nowait(item)
+
+
+def _decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[int]], str]:
+    """Ids to text, special tokens left out; without the wrapper's checks where those do nothing."""
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    if fast is not None and not getattr(tokenizer, "clean_up_tokenization_spaces", False):
+        return lambda ids: fast.decode(list(ids), skip_special_tokens=True)
+    return lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True))
