@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
+import subprocess
 import sys
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-PACKAGES = ("servinglib", "torch", "transformers", "numpy", "scipy", "numba", "simpy")
+PACKAGES = ("servinglib", "torch", "triton", "transformers", "numpy", "scipy", "numba", "simpy")
 
 
 def birth_certificate(seed: int | None = None, device: str = "cpu") -> dict[str, Any]:
@@ -31,9 +31,10 @@ def birth_certificate(seed: int | None = None, device: str = "cpu") -> dict[str,
         "machine": {
             "cpu": _cpu_name(),
             "cores": cores(),
-            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+            "memory_gib": round(_memory_bytes() / 2**30, 1),
             "system": f"{platform.system()} {platform.machine()}",
             "device": device,
+            **({"gpu": _gpu()} if device.startswith("cuda") else {}),
         },
         "versions": {"python": platform.python_version(), **_versions()},
     }
@@ -52,11 +53,35 @@ def peak_memory_gib(children: int = 0) -> float:
     try:
         import resource
     except ImportError:  # Windows keeps no such account; what is resident now is the next best
+        import psutil
+
         return psutil.Process().memory_info().rss / 2**30
     own, child = (
         resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )
     return (own + children * child) / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def _memory_bytes() -> int:
+    if hasattr(os, "sysconf"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    import psutil
+
+    return psutil.virtual_memory().total
+
+
+def _gpu() -> dict[str, str]:
+    """Name, driver and memory as `nvidia-smi` tells them, and the CUDA that torch was built with."""
+    import torch
+
+    found = {"cuda": str(torch.version.cuda)}
+    if shutil.which("nvidia-smi"):
+        names = ("name", "driver_version", "memory.total")
+        query = ["nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader"]
+        told = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False).stdout
+        if told:  # the first line is the first GPU
+            found |= zip(names, [each.strip() for each in told.splitlines()[0].split(",")], strict=False)
+    return found
 
 
 def _versions() -> dict[str, str]:
