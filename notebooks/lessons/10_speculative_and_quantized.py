@@ -39,9 +39,9 @@ import torch
 from servinglib.bench.number_formats import Plan, measure, refusal
 from servinglib.course import check, hint
 from servinglib.course.exercises.lesson10 import judge_guess, judge_rule
+from servinglib.decoder.linear import quantize
+from servinglib.decoder.loading import load_decoder
 from servinglib.engines.continuous.engine import ContinuousEngine
-from servinglib.engines.continuous.likelihood import load_decoder
-from servinglib.engines.continuous.linear import quantize
 from servinglib.experiments.speculation import bernoulli, in_stretches, prompt_lookup, replay, simulate
 from servinglib.experiments.speculative_runs import measure_step_cost, race
 from servinglib.models.held_out import held_out_texts

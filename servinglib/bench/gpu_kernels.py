@@ -127,7 +127,7 @@ def _check_kernels(notes: Notes) -> list[str]:
     """Relative errors in bfloat16 of both kernels at real sizes, against float32."""
     import torch
 
-    from servinglib.engines.continuous.kernels import decode_attention, extend_attention
+    from servinglib.decoder.kernels import decode_attention, extend_attention
 
     lengths = [1, 15, 16, 17, 500, 1023, 2048, 0]
     keys, values, tables, contexts, pages = _cache(lengths)
@@ -188,7 +188,7 @@ def tune(options: Options, notes: Notes) -> None:
     """Microseconds of `decode_attention`, and the share of the memory's bandwidth, by tuning and shape."""
     from triton.runtime.errors import OutOfResources
 
-    from servinglib.engines.continuous.kernels import TUNED
+    from servinglib.decoder.kernels import TUNED
 
     if options.device != "cuda":
         raise Skip("needs a GPU")
@@ -218,7 +218,7 @@ def tune(options: Options, notes: Notes) -> None:
 
 
 def _tunings() -> Iterator[Any]:
-    from servinglib.engines.continuous.kernels import TUNED
+    from servinglib.decoder.kernels import TUNED
 
     yield TUNED
     for tile, warps, stages in itertools.product((32, 64, 128), (2, 4, 8), (2, 3, 4)):
@@ -229,7 +229,7 @@ def _decode_timer(sequences: int, context: int) -> Callable[[Any], float]:
     """Seconds of one call; the launch itself is left out by a CUDA graph of calls on several caches."""
     import torch
 
-    from servinglib.engines.continuous.kernels import decode_attention
+    from servinglib.decoder.kernels import decode_attention
 
     copies = max(2, -(-CACHE_BYTES // (sequences * context * KV_HEADS * DIM * 4)))
     caches = [_cache([context] * sequences) for _ in range(copies)]

@@ -178,7 +178,7 @@ class _Bench:
     def __init__(self, model: str, name: str, most: int) -> None:
         import torch
 
-        from servinglib.engines.continuous.likelihood import load_decoder
+        from servinglib.decoder.loading import load_decoder
         from servinglib.engines.transformers_engine import choose_dtype
 
         dtype, quantization = FORMATS[name]
@@ -195,7 +195,7 @@ class _Bench:
 
     def _surprise(self, windows: int | None) -> tuple[float, float]:
         """Nats per token and bits per byte."""
-        from servinglib.engines.continuous.likelihood import negative_log_likelihood
+        from servinglib.decoder.likelihood import negative_log_likelihood
 
         texts = held_out_texts()
         stream = token_stream(load_tokenizer(find_checkpoint(self.model)), texts)
@@ -215,9 +215,9 @@ class _Bench:
             return self._step_seconds(batch)
 
     def _step_seconds(self, batch: int) -> float:
-        from servinglib.engines.continuous.likelihood import paged_text
-        from servinglib.engines.continuous.pages import Span
-        from servinglib.engines.continuous.step import score
+        from servinglib.decoder.likelihood import paged_text
+        from servinglib.decoder.pages import Span
+        from servinglib.decoder.step import score
 
         texts = [paged_text([1] * self._length, self._length, i * self._pages_each) for i in range(batch)]
         seconds = []

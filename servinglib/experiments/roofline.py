@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from servinglib.decoder.linear import linear_class
+from servinglib.decoder.loading import best_attention
 from servinglib.engines.continuous.engine import ContinuousEngine
-from servinglib.engines.continuous.linear import linear_class
 from servinglib.errors import InvalidSetting
 from servinglib.models.shapes import Shape
 from servinglib.workload import token_prompts
@@ -87,7 +88,10 @@ def read_bandwidth(num_bytes: int, seconds: float = 0.1) -> float:
 def matmul_rate(dtype: torch.dtype, rows: int = 512, seconds: float = 0.2) -> float:
     """Operations per second of a product large enough that reading doesn't matter."""
     weight = torch.randn(1024, 1024).to(dtype)
-    multiply, x = linear_class(None, dtype, CPU)(weight, None), torch.randn(rows, 1024).to(dtype)
+    multiply, x = (
+        linear_class(best_attention(CPU, dtype), None, dtype, CPU)(weight, None),
+        torch.randn(rows, 1024).to(dtype),
+    )
     return 2 * rows * weight.numel() / _typical_seconds(lambda: multiply(x), seconds)
 
 
@@ -97,7 +101,7 @@ def matrices_time(shape: Shape, dtype: torch.dtype, tokens: Sequence[int]) -> li
     The matrices are as large and as many as the model's, so that together they lie in memory as the
     model's do; what is in them doesn't matter.
     """
-    make = linear_class(None, dtype, CPU)
+    make = linear_class(best_attention(CPU, dtype), None, dtype, CPU)
     matrices = [make((0.02 * torch.randn(size)).to(dtype), None) for size in _sizes(shape)]
     inputs = [size[1] for size in _sizes(shape)]
 

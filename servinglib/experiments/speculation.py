@@ -113,7 +113,7 @@ def replay(
 
 def prompt_lookup(tokens: list[int], count: int) -> list[int]:
     """The engine's own prompt lookup, as a function of the tokens alone."""
-    from servinglib.engines.continuous.likelihood import paged_text
+    from servinglib.decoder.likelihood import paged_text
     from servinglib.engines.continuous.speculative import PromptLookup
 
     return PromptLookup().look_up(paged_text(tokens, len(tokens)), count)

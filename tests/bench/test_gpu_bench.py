@@ -122,7 +122,7 @@ def test_a_part_runs_without_the_packages_that_the_gpu_machine_lacks(tmp_path):
     script = (
         f"import sys; sys.modules.update(dict.fromkeys({NOT_ON_THE_GPU_MACHINE!r})); "
         "sys.argv[1:] = ['vllm', sys.argv[1], sys.argv[2]]; "
-        "import torch, servinglib.bench.gpu, servinglib.bench.gpu_kernels, servinglib.engines.continuous.graphs; "
+        "import torch, servinglib.bench.gpu, servinglib.bench.gpu_kernels, servinglib.decoder.graphs; "
         "from servinglib.bench.gpu_parts import main; sys.exit(main())"
     )
     path, options = tmp_path / "notes.json", '{"model": "course-tiny", "device": "cpu", "quick": true}'

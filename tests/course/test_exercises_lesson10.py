@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from servinglib.course.exercises.lesson10 import eight_bits, exactness, guessing
-from servinglib.engines.continuous.linear import quantize
+from servinglib.decoder.linear import quantize
+from servinglib.decoder.step import Proposal
 from servinglib.engines.continuous.speculative import accept_sampled
-from servinglib.engines.continuous.step import Proposal
 from servinglib.experiments.speculation import prompt_lookup
 from simulations.theory.decode import speculative_speedup
 

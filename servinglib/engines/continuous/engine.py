@@ -33,8 +33,8 @@ from servinglib.request import Request, TokenEvent
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from servinglib.decoder.memory import MemoryPlan
     from servinglib.engines.continuous.loop import EngineLoop
-    from servinglib.engines.continuous.memory import MemoryPlan
 
 
 class ContinuousEngine(Engine):

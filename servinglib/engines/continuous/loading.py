@@ -4,37 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig
 
 from servinglib.cache.block_pool import BlockPool
-from servinglib.engines.continuous.attention import TorchAttention
-from servinglib.engines.continuous.linear import linear_class
+from servinglib.decoder.loading import (
+    ATTENTIONS,
+    NUMBA_FORMATS,
+    Checkpoint,
+    Machine,
+    assemble,
+    best_attention,
+)
+from servinglib.decoder.memory import MemoryPlan, plan_memory
+from servinglib.decoder.model import Decoder
+from servinglib.decoder.shape import DecoderShape
 from servinglib.engines.continuous.loop import EngineLoop
-from servinglib.engines.continuous.memory import MemoryPlan, plan_memory
-from servinglib.engines.continuous.model import Decoder, RotaryTable, TorchOperations, Weights
-from servinglib.engines.continuous.pages import Span
 from servinglib.engines.continuous.runner import Runner
-from servinglib.engines.continuous.shape import DecoderShape
 from servinglib.engines.continuous.speculative import DraftModel, Guess, GuessFunction, PromptLookup, Proposer
 from servinglib.engines.transformers_engine import choose_device, choose_dtype
 from servinglib.errors import InvalidSetting, UnknownName
-from servinglib.models.loading import find_checkpoint, load_tokenizer
+from servinglib.models.loading import load_tokenizer
 from servinglib.policies.length_prediction import LengthPredictor
 from servinglib.policies.scheduling import SchedulingPolicy, scheduling_policy
-from servinglib.policies.sequence import SequenceState
 from servinglib.policies.stepping import StepPlanner, check_limits
 
 if TYPE_CHECKING:
+    from servinglib.decoder.graphs import DecodeGraphs
     from servinglib.engines.continuous.engine import ContinuousEngine
-    from servinglib.engines.continuous.graphs import DecodeGraphs
 
 QUANTIZATIONS = ("int8",)
-NUMBA_FORMATS = (torch.bfloat16, torch.float32)
-ATTENTIONS = ("auto", "numba", "torch", "triton")
 PROMPT_LOOKUP = "prompt-lookup"
 
 
@@ -105,8 +105,8 @@ class Settings:
         check_limits(self.max_num_seqs, self.max_num_batched_tokens, self.max_prefill_tokens)
         if self.quantization not in (None, *QUANTIZATIONS):
             raise UnknownName("quantization", self.quantization, QUANTIZATIONS)
-        if self.attention not in ATTENTIONS:
-            raise UnknownName("attention", self.attention, ATTENTIONS)
+        if self.attention not in ("auto", *ATTENTIONS):
+            raise UnknownName("attention", self.attention, ("auto", *ATTENTIONS))
         if self.overlap and self.speculative is not None:
             raise InvalidSetting(
                 "overlap=True launches a step before the tokens are known from which speculative="
@@ -119,10 +119,7 @@ class Settings:
 
     def on(self, device: torch.device, dtype: torch.dtype) -> Settings:
         """The same with what is left open decided for this device and number format."""
-        attention = self.attention
-        if attention == "auto":
-            on_cpu = "numba" if dtype in NUMBA_FORMATS else "torch"
-            attention = "triton" if device.type == "cuda" else on_cpu
+        attention = best_attention(device, dtype) if self.attention == "auto" else self.attention
         if attention == "numba" and (device.type != "cpu" or dtype not in NUMBA_FORMATS):
             raise InvalidSetting(
                 f"attention='numba' needs a CPU and bfloat16 or float32; here it is {dtype} on {device}"
@@ -144,21 +141,6 @@ class Settings:
         return [f.name for f in fields(cls)]
 
 
-@dataclass(frozen=True, slots=True)
-class _Checkpoint:
-    """A model's files, read as far as its sizes."""
-
-    folder: Path
-    config: Any
-    shape: DecoderShape
-
-    @classmethod
-    def find(cls, name: str, allow_download: bool | None) -> _Checkpoint:
-        folder = find_checkpoint(name, allow_download=allow_download)
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        return cls(folder, config, DecoderShape.from_config(config))
-
-
 def load(make: Callable[..., ContinuousEngine], model: str, settings: Settings) -> ContinuousEngine:
     """Check, size the memory, then read the weights in the engine's own thread."""
     policy = settings.policy
@@ -166,14 +148,16 @@ def load(make: Callable[..., ContinuousEngine], model: str, settings: Settings) 
     device = torch.device(choose_device(settings.device))
     dtype = getattr(torch, choose_dtype(settings.dtype, device.type))
     settings = settings.on(device, dtype)
-    found = _Checkpoint.find(model, settings.allow_download)
+    found = Checkpoint.find(model, settings.allow_download)
     draft = _draft_checkpoint(settings, found.shape)
     memory, context = _plan_memory(settings, found.shape, draft.shape if draft else None, device, dtype)
 
     def build() -> tuple[Runner, StepPlanner]:
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
-        parts = [_load_decoder(c, settings, memory, context, device, dtype) for c in (found, draft) if c]
+        machine = Machine(settings.attention, dtype, device, settings.quantization, settings.max_num_seqs)
+        pages = memory.num_blocks, memory.block_size, context
+        parts = [assemble(checkpoint, machine, *pages) for checkpoint in (found, draft) if checkpoint]
         proposer: Proposer | None = None
         if settings.speculative is not None:
             proposer = DraftModel(*parts[1]) if draft else _proposer(settings.speculative)
@@ -196,52 +180,18 @@ def load(make: Callable[..., ContinuousEngine], model: str, settings: Settings) 
     return engine
 
 
-def _load_decoder(
-    found: _Checkpoint,
-    settings: Settings,
-    memory: MemoryPlan,
-    context: int,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> tuple[Decoder, Any]:
-    """The model and the attention that its operations ask for."""
-    with torch.inference_mode():
-        rope, pages = RotaryTable(found.config, context, device), (memory.num_blocks, memory.block_size)
-        if settings.attention == "triton":
-            from servinglib.engines.continuous.paged_triton import FusedOperations, TritonAttention
-
-            operations = FusedOperations(found.shape, rope)
-            rows = -(-settings.max_num_seqs // 8) * 8  # as a graph's rows
-            attention = TritonAttention(found.shape, *pages, dtype, device, rows, context)
-        elif settings.attention == "numba":
-            from servinglib.engines.continuous.cpu import NumbaAttention, NumbaOperations
-
-            operations = NumbaOperations(found.shape, rope, dtype)
-            attention = NumbaAttention(found.shape, *pages, dtype)
-        else:
-            operations = TorchOperations(found.shape, rope)
-            attention = TorchAttention(found.shape, *pages, dtype, device)
-        make_linear = linear_class(settings.quantization, dtype, device)
-        decoder = Decoder(found.shape, Weights(found.folder, dtype, device), make_linear, operations)
-        if settings.attention == "numba":  # compiles on first use, which had better not be a request's
-            attention.prepare([Span(SequenceState(None, 1, 1, blocks=[0]), 0, 1)], [])
-            zero = torch.zeros(1, dtype=torch.int64)
-            decoder.forward(zero, zero, attention, zero)
-        return decoder, attention
-
-
 def _graphs(model: Decoder, attention: Any, settings: Settings) -> DecodeGraphs | None:
     if not settings.graphs:
         return None
-    from servinglib.engines.continuous.graphs import CudaCapture, DecodeGraphs
+    from servinglib.decoder.graphs import CudaCapture, DecodeGraphs
 
     return DecodeGraphs(model, attention, settings.max_num_seqs, CudaCapture())
 
 
-def _draft_checkpoint(settings: Settings, target: DecoderShape) -> _Checkpoint | None:
+def _draft_checkpoint(settings: Settings, target: DecoderShape) -> Checkpoint | None:
     if settings.speculative == PROMPT_LOOKUP or not isinstance(settings.speculative, str):
         return None
-    found = _Checkpoint.find(settings.speculative, settings.allow_download)
+    found = Checkpoint.find(settings.speculative, settings.allow_download)
     if found.shape.vocabulary != target.vocabulary:
         raise InvalidSetting(
             f"the draft model {settings.speculative!r} has a vocabulary of {found.shape.vocabulary:,} tokens "
@@ -276,6 +226,7 @@ def _plan_memory(
         settings.kv_cache_memory,
         settings.block_size,
         settings.max_num_seqs * -(-context // settings.block_size) * settings.block_size,
+        copies=2 if settings.attention == "numba" and settings.quantization is None else 1,
     )
     if asked is not None and memory.kv_tokens < asked:
         raise InvalidSetting(
@@ -284,7 +235,7 @@ def _plan_memory(
     return memory, min(context, memory.kv_tokens)
 
 
-def _eos_ids(found: _Checkpoint, tokenizer: Any) -> frozenset[int]:
+def _eos_ids(found: Checkpoint, tokenizer: Any) -> frozenset[int]:
     """What ends an answer: the checkpoint's generation settings, or else the tokenizer's end token."""
     from transformers import GenerationConfig
 

@@ -21,10 +21,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from servinglib.decoder.step import Outcome
 from servinglib.engines.continuous.requests import Choice, News, Ticket
 from servinglib.engines.continuous.runner import Flight, Runner
 from servinglib.engines.continuous.statistics import Counters, StepRecord
-from servinglib.engines.continuous.step import Outcome
 from servinglib.errors import EngineFailed, InvalidRequest, ServerClosed, ServingError
 from servinglib.policies.length_prediction import LengthPredictor
 from servinglib.policies.sequence import StepPlan

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from servinglib.engines.continuous.model import Decoder
-from servinglib.engines.continuous.pages import Span
-from servinglib.engines.continuous.speculative import Proposer, verify
-from servinglib.engines.continuous.step import (
+from servinglib.decoder.model import Decoder
+from servinglib.decoder.pages import Span
+from servinglib.decoder.step import (
     Arrival,
     Late,
     Outcome,
@@ -29,12 +28,13 @@ from servinglib.engines.continuous.step import (
     Scored,
     score,
 )
+from servinglib.engines.continuous.speculative import Proposer, verify
 from servinglib.engines.sampler import Row, choose, new_generator
 from servinglib.policies.sequence import Scheduled, SequenceState, StepPlan
 from servinglib.request import Logprob, SamplingParams
 
 if TYPE_CHECKING:
-    from servinglib.engines.continuous.graphs import DecodeGraphs
+    from servinglib.decoder.graphs import DecodeGraphs
 
 
 @dataclass(frozen=True, slots=True)

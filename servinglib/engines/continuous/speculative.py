@@ -19,9 +19,9 @@ from typing import Protocol
 
 import torch
 
-from servinglib.engines.continuous.model import Decoder
-from servinglib.engines.continuous.pages import Span
-from servinglib.engines.continuous.step import Outcome, PagedAttention, Proposal, Scored, score
+from servinglib.decoder.model import Decoder
+from servinglib.decoder.pages import Span
+from servinglib.decoder.step import Outcome, PagedAttention, Proposal, Scored, score
 from servinglib.engines.sampler import choose, greedy, probabilities, race
 from servinglib.policies.sequence import SequenceState, StepPlan
 

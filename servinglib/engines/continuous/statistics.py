@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from servinglib.decoder.step import Outcome
     from servinglib.engines.continuous.runner import Runner
-    from servinglib.engines.continuous.step import Outcome
     from servinglib.policies.sequence import StepPlan
     from servinglib.policies.stepping import StepPlanner
 

@@ -15,12 +15,12 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from servinglib.cache.block_pool import BlockPool
+from servinglib.decoder.step import Outcome
 from servinglib.engines.answer import Answer
 from servinglib.engines.continuous.engine import ContinuousEngine
 from servinglib.engines.continuous.loop import EngineLoop
 from servinglib.engines.continuous.requests import Choice, Ticket
 from servinglib.engines.continuous.runner import Runner
-from servinglib.engines.continuous.step import Outcome
 from servinglib.policies.length_prediction import LengthPredictor
 from servinglib.policies.scheduling import scheduling_policy
 from servinglib.policies.sequence import Scheduled, SequenceState, StepPlan

@@ -19,10 +19,10 @@ pytest.importorskip("triton", reason="triton is not installed; it comes with the
 from scripted import Desk, SteppedLoop
 
 from servinglib.cache.block_pool import BlockPool
-from servinglib.engines.continuous.graphs import DecodeGraphs, _drawn
-from servinglib.engines.continuous.likelihood import load_decoder
-from servinglib.engines.continuous.model import Decoder
-from servinglib.engines.continuous.paged_triton import TritonAttention
+from servinglib.decoder.graphs import DecodeGraphs, _drawn
+from servinglib.decoder.loading import load_decoder
+from servinglib.decoder.model import Decoder
+from servinglib.decoder.paged_triton import TritonAttention
 from servinglib.engines.continuous.runner import Runner
 from servinglib.policies.scheduling import POLICIES, scheduling_policy
 from servinglib.policies.stepping import StepPlanner
@@ -78,7 +78,7 @@ class Remembered:
 
 @pytest.fixture(scope="module")
 def decoder(tiny_llama: str) -> Decoder:
-    return load_decoder(tiny_llama, torch.float32)[0]
+    return load_decoder(tiny_llama, torch.float32, attention="torch")[0]
 
 
 class World:

@@ -11,9 +11,9 @@ import torch
 from scipy.stats import chi2
 from tiny_models import save_model
 
+from servinglib.decoder.step import Proposal
 from servinglib.engines.continuous.engine import ContinuousEngine
 from servinglib.engines.continuous.speculative import accept_greedy, accept_sampled
-from servinglib.engines.continuous.step import Proposal
 from servinglib.engines.sampler import race
 from servinglib.request import Completion, Request, SamplingParams
 

@@ -17,9 +17,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 
-from servinglib.engines.continuous.model import Decoder
-from servinglib.engines.continuous.pages import Span
-from servinglib.engines.sampler import Row
+from servinglib.decoder.model import Decoder
+from servinglib.decoder.pages import Span
 from servinglib.policies.sequence import SequenceState
 from servinglib.request import Logprob
 
@@ -37,21 +36,6 @@ class PagedAttention(Protocol):
 
     def prepare(self, decodes: Sequence[Span], prompts: Sequence[Span]) -> list[Span]: ...
     def forget(self, sequence: SequenceState) -> None: ...
-
-
-class Generating(Protocol):
-    """What a step asks of the request behind a sequence (`SequenceState.item`).
-
-    Attributes
-    ----------
-    tokens : list of int
-        The prompt and what was generated.
-    row : Row
-        How its tokens are chosen.
-    """
-
-    tokens: list[int]
-    row: Row
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from servinglib.engines.continuous.likelihood import load_decoder, negative_log_likelihood
+from servinglib.decoder.likelihood import negative_log_likelihood
+from servinglib.decoder.loading import load_decoder
 from servinglib.models.loading import load_model
 
 TEXT = "def add(self, amount):\n    if not isinstance(amount, int):\n        raise TypeError(amount)\n"

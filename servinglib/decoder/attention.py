@@ -21,8 +21,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from servinglib.engines.continuous.pages import Span, slots_of
-from servinglib.engines.continuous.shape import DecoderShape
+from servinglib.decoder.pages import Span, slots_of
+from servinglib.decoder.shape import DecoderShape
 from servinglib.policies.grouping import group_by_length
 from servinglib.policies.sequence import SequenceState
 

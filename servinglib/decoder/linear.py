@@ -77,9 +77,13 @@ def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (weight.float() / scale).round().to(torch.int8), scale[:, 0].to(weight.dtype)
 
 
-def linear_class(quantization: str | None, dtype: torch.dtype, device: torch.device) -> type:
-    """The form of the weights for this machine and this number format."""
+def linear_class(attention: str, quantization: str | None, dtype: torch.dtype, device: torch.device) -> type:
+    """The form of the weights for this way to compute, number format and device."""
     if quantization == "int8":
         return Int8Linear
+    if attention == "numba":
+        from servinglib.decoder.cpu import CpuLinear
+
+        return CpuLinear
     packs = device.type == "cpu" and dtype != torch.float32 and torch.backends.mkldnn.is_available()
     return PackedLinear if packs else DenseLinear

@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from servinglib.engines.continuous.shape import DecoderShape
+from servinglib.decoder.shape import DecoderShape
 from servinglib.errors import InvalidSetting
 
 UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -59,6 +59,7 @@ def plan_memory(
     budget: str | int | float | None,
     block_size: int,
     most_tokens: int,
+    copies: int = 1,
 ) -> MemoryPlan:
     """Size the KV cache.
 
@@ -75,6 +76,8 @@ def plan_memory(
         Tokens in a block.
     most_tokens : int
         What all sequences that may run at once can need together; more is never allocated.
+    copies : int
+        How often the weights are kept; `CpuLinear` has two orders of them.
 
     Raises
     ------
@@ -83,11 +86,11 @@ def plan_memory(
     """
     free = free_memory(device)
     parameters = sum(shape.num_parameters for shape in shapes)
-    weights = parameters * item_size
+    weights = parameters * item_size * copies
     if weights > free:
         raise InvalidSetting(
-            f"{parameters:,} weights of {item_size} bytes are {gib(weights)}, and {gib(free)} "
-            f"of memory are free on {device}; take a smaller model, or dtype='bfloat16'"
+            f"{parameters:,} weights of {item_size} bytes{', kept in two orders,' * (copies > 1)} are "
+            f"{gib(weights)}, and {gib(free)} of memory are free on {device}; take a smaller model, or dtype='bfloat16'"
         )
     kind = device.partition(":")[0]
     per_token = sum(shape.kv_bytes_per_token(item_size) for shape in shapes)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 pytest.importorskip("triton", reason="triton is not installed; it comes with the extra `kernels`")
 
-from servinglib.engines.continuous.fused import (
+from servinglib.decoder.fused import (
     add_rms_norm,
     norm_rope_write,
     silu_mul,

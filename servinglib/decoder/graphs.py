@@ -21,10 +21,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from servinglib.engines.continuous.model import Decoder
-from servinglib.engines.continuous.paged_triton import Layout, TritonAttention
-from servinglib.engines.continuous.pages import Span
-from servinglib.engines.continuous.step import Late, Scored, upload
+from servinglib.decoder.model import Decoder
+from servinglib.decoder.paged_triton import Layout, TritonAttention
+from servinglib.decoder.pages import Span
+from servinglib.decoder.step import Late, Scored, upload
 from servinglib.policies.sequence import StepPlan
 from servinglib.request import SamplingParams
 

@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from servinglib.engines.continuous.kernels import check_cache
+from servinglib.decoder.kernels import check_cache
 from servinglib.errors import InvalidSetting
 
 SILU_WIDTH = 1024  # numbers of a row per program

@@ -17,9 +17,9 @@ pytest.importorskip("triton", reason="triton is not installed; it comes with the
 from tiny_models import save_model
 
 from servinglib.cache.block_pool import BlockPool
+from servinglib.decoder.paged_triton import Seats
+from servinglib.decoder.pages import Span
 from servinglib.engines.continuous.engine import ContinuousEngine
-from servinglib.engines.continuous.paged_triton import Seats
-from servinglib.engines.continuous.pages import Span
 from servinglib.engines.transformers_engine import TransformersEngine
 from servinglib.errors import InvalidSetting, UnknownName
 from servinglib.policies.sequence import SequenceState

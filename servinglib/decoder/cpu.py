@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
 
-from servinglib.engines.continuous.attention import Gathered, alike, gather
-from servinglib.engines.continuous.linear import Linear
-from servinglib.engines.continuous.model import Layer, RotaryTable
-from servinglib.engines.continuous.numba_kernels import F, kernels, use_threads
-from servinglib.engines.continuous.pages import Span, slots_of
-from servinglib.engines.continuous.shape import DecoderShape
+from servinglib.decoder import numba_kernels as kernels
+from servinglib.decoder.attention import Gathered, alike, gather
+from servinglib.decoder.linear import DenseLinear, Linear, PackedLinear
+from servinglib.decoder.model import Layer, Operations, RotaryTable
+from servinglib.decoder.pages import Span, slots_of
+from servinglib.decoder.shape import DecoderShape
 from servinglib.policies.sequence import SequenceState
 
 NO_GAINS = np.empty((0, 0), np.float32)
@@ -42,6 +43,8 @@ class NumbaAttention:
         Of the tokens of this step, and where their keys and values go.
     rows : int
         How many of them, the first ones, look back one by one.
+    seen : tuple
+        What these rows see, as `numba_kernels.look_back` takes it.
     """
 
     padding = 0  # a kernel that reads pages pads nothing
@@ -51,7 +54,6 @@ class NumbaAttention:
         slots = (num_blocks * block_size, 2, shape.kv_heads, shape.head_dim)
         self.pages = [torch.zeros(slots, dtype=dtype) for _ in range(shape.layers)]
         self.page_bits = [bits(page) for page in self.pages]
-        self._kernels = kernels(dtype == torch.bfloat16, shape.head_dim, shape.heads // shape.kv_heads)
         self._prompts: list[Gathered] = []
 
     def prepare(self, decodes: Sequence[Span], prompts: Sequence[Span]) -> list[Span]:
@@ -59,11 +61,10 @@ class NumbaAttention:
         tables = [span.sequence.blocks for span in decodes]
         counts = np.array([span.end - span.start for span in decodes], np.int64)
         starts = np.cumsum([0, *map(len, tables)])[: len(tables)]
-        self._tables = np.fromiter(chain.from_iterable(tables), np.int64)
-        self._starts = np.repeat(starts, counts)
         ends = [np.arange(span.start, span.end) + 1 for span in decodes]
-        self._lengths = np.concatenate(ends) if ends else np.empty(0, np.int64)
-        self.rows = len(self._lengths)
+        lengths = np.concatenate(ends) if ends else np.empty(0, np.int64)
+        pages = np.fromiter(chain.from_iterable(tables), np.int64)
+        self.rows, self.seen = len(lengths), (pages, np.repeat(starts, counts), lengths, self.block_size)
         self._prompts, after = gather(alike(prompts), self.rows, self.block_size, self.pages[0])
         spans = [*decodes, *after]
         slots = [slots_of(s.sequence.blocks, s.start, s.end, self.block_size) for s in spans]
@@ -75,13 +76,10 @@ class NumbaAttention:
         out = torch.empty_like(q)
         if self.rows:
             mine = slice(0, self.rows)
-            self._kernels.look_back(
+            kernels.look_back(
                 bits(q)[mine],
                 self.page_bits[layer],
-                self._tables,
-                self._starts,
-                self._lengths,
-                self.block_size,
+                *self.seen,
                 bits(out)[mine],
             )
         for group in self._prompts:
@@ -92,21 +90,73 @@ class NumbaAttention:
         """Nothing is kept beside the pages."""
 
 
-class NumbaOperations:
+class CpuLinear:
+    """oneDNN's order of the weights for many rows; a loop over the weights as they are for a few.
+
+    With one row there is one multiplication per weight, and all the time goes into reading: what counts
+    is that the weights come in one long stream. oneDNN's blocks are made to be used many times; with one
+    row they cost 1.3 to 3 times as much. So both orders are kept, which takes the memory twice.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        self.num_bytes, self._few = weight.nbytes, few_rows(weight.numel(), weight.dtype)
+        packs = torch.backends.mkldnn.is_available()
+        self._many: Linear = PackedLinear(weight, bias) if packs else DenseLinear(weight, bias)
+        self.weight = bits(weight)
+        self._no_residual = self.weight[:0]
+        self.bias = self.weight[0, :0] if bias is None else bits(bias)
+
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        if len(x) > self._few:
+            return self._many(x, residual)
+        out = x.new_empty(len(x), len(self.weight))
+        added = self._no_residual if residual is None else bits(residual)
+        kernels.multiply(bits(x), self.weight, self.bias, added, bits(out))
+        return out
+
+
+def few_rows(weights: int, dtype: torch.dtype) -> int:
+    """Rows up to which the loop was the faster one: the processor multiplies bfloat16 in pairs, the loop does not."""
+    return 4 if dtype == torch.float32 or weights <= 2**20 else 2
+
+
+class NumbaOperations(Operations):
     """What a decoder does between its matrix products; attention has to be a `NumbaAttention`."""
 
     def __init__(self, shape: DecoderShape, rope: RotaryTable, dtype: torch.dtype) -> None:
-        self._shape, self._eps = shape, F(shape.norm_eps)
-        use_threads(torch.get_num_threads())
+        self._shape, self._eps = shape, np.float32(shape.norm_eps)
+        kernels.use_threads(torch.get_num_threads())
         self._turns = torch.view_as_real(rope.turns).flatten(1).numpy()
-        self._kernels = kernels(dtype == torch.bfloat16, shape.head_dim, shape.heads // shape.kv_heads)
 
     def turns(self, positions: torch.Tensor) -> np.ndarray:
         return positions.numpy()
 
+    def layer(
+        self, index: int, layer: Layer, x: torch.Tensor, y: torch.Tensor, turns: np.ndarray, attention: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        matrices = (layer.qkv, layer.output, layer.gate_up, layer.down)
+        plain = [m for m in matrices if isinstance(m, CpuLinear)]
+        few = min(attention.rows, few_rows(sum(m.weight.size for m in plain), x.dtype))
+        if len(x) > few or len(plain) < len(matrices):
+            return super().layer(index, layer, x, y, turns, attention)
+        kernels.layer(
+            bits(x),
+            bits(y),
+            tuple(m.weight for m in plain),
+            tuple(m.bias for m in plain),
+            NO_GAINS if layer.head_gains is None else layer.head_gains.numpy(),
+            self._eps,
+            self._turns,
+            turns,
+            attention.slots,
+            attention.page_bits[index],
+            *attention.seen,
+        )
+        return x, y
+
     def normalize(self, x: torch.Tensor) -> torch.Tensor:
         out = torch.empty_like(x)
-        self._kernels.normalize(bits(x), self._eps, bits(out))
+        kernels.normalize(bits(x), self._eps, bits(out))
         return out
 
     def add(self, linear: Linear, y: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -118,7 +168,7 @@ class NumbaOperations:
     ) -> torch.Tensor:
         s = self._shape
         q = qkv.new_empty(len(qkv), s.heads, s.head_dim)
-        self._kernels.turn_and_store(
+        kernels.turn_and_store(
             bits(qkv).reshape(len(qkv), -1, s.head_dim),
             NO_GAINS if layer.head_gains is None else layer.head_gains.numpy(),
             self._eps,
@@ -132,7 +182,7 @@ class NumbaOperations:
 
     def gate(self, gate_up: torch.Tensor) -> torch.Tensor:
         out = gate_up.new_empty(len(gate_up), gate_up.shape[1] // 2)
-        self._kernels.gate(bits(gate_up), bits(out))
+        kernels.gate(bits(gate_up), bits(out))
         return out
 
 

@@ -14,8 +14,8 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed; it comes with the extra `kernels`")
 
-from servinglib.engines.continuous import fused, kernels
-from servinglib.engines.continuous.kernels import (
+from servinglib.decoder import fused, kernels
+from servinglib.decoder.kernels import (
     decode_attention,
     extend_attention,
     splits_for,

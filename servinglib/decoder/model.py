@@ -26,8 +26,8 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 
-from servinglib.engines.continuous.linear import Linear
-from servinglib.engines.continuous.shape import DecoderShape
+from servinglib.decoder.linear import Linear
+from servinglib.decoder.shape import DecoderShape
 
 MakeLinear = Callable[[torch.Tensor, torch.Tensor | None], Linear]
 
@@ -52,7 +52,14 @@ class Layer:
 
 
 class Operations(Protocol):
-    """What happens between two matrix products; x is (tokens, hidden)."""
+    """What happens between two matrix products; x is (tokens, hidden), and y is x normalised."""
+
+    def layer(
+        self, index: int, layer: Layer, x: torch.Tensor, y: torch.Tensor, turns: Any, attention: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """x and y behind the layer; both may be overwritten."""
+        x, y = self.add(layer.output, self.attend(index, layer, layer.qkv(y), turns, attention), x)
+        return self.add(layer.down, self.gate(layer.gate_up(y)), x)
 
     def turns(self, positions: torch.Tensor) -> Any:
         """What `attend` has to know of the positions, (tokens,) int64; computed once for all layers."""
@@ -117,12 +124,11 @@ class Decoder:
         do, x = self.operations, F.embedding(tokens, self.embeddings)
         turns, y = do.turns(positions), do.normalize(x)
         for i, layer in enumerate(self.layers):
-            x, y = do.add(layer.output, do.attend(i, layer, layer.qkv(y), turns, attention), x)
-            x, y = do.add(layer.down, do.gate(layer.gate_up(y)), x)
+            x, y = do.layer(i, layer, x, y, turns, attention)
         return self.head(y if wanted is None else y[wanted])
 
 
-class TorchOperations:
+class TorchOperations(Operations):
     """In plain PyTorch, for any device; attention has to be an `Attention`."""
 
     def __init__(self, shape: DecoderShape, rope: RotaryTable) -> None:

@@ -20,13 +20,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from servinglib.engines.continuous.fused import add_rms_norm, norm_rope_write, silu_mul
-from servinglib.engines.continuous.kernels import check_cache, decode_attention, extend_attention
-from servinglib.engines.continuous.linear import Linear
-from servinglib.engines.continuous.model import Layer, RotaryTable
-from servinglib.engines.continuous.pages import Span, slots_of
-from servinglib.engines.continuous.shape import DecoderShape
-from servinglib.engines.continuous.step import upload
+from servinglib.decoder.fused import add_rms_norm, norm_rope_write, silu_mul
+from servinglib.decoder.kernels import check_cache, decode_attention, extend_attention
+from servinglib.decoder.linear import Linear
+from servinglib.decoder.model import Layer, Operations, RotaryTable
+from servinglib.decoder.pages import Span, slots_of
+from servinglib.decoder.shape import DecoderShape
+from servinglib.decoder.step import upload
 from servinglib.policies.sequence import SequenceState
 
 
@@ -217,7 +217,7 @@ class TritonAttention:
         return upload(torch.from_numpy(array), self.device)
 
 
-class FusedOperations:
+class FusedOperations(Operations):
     """What stands between two matrix products, each in one launch; attention has to be a `TritonAttention`."""
 
     def __init__(self, shape: DecoderShape, rope: RotaryTable) -> None:

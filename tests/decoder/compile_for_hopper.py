@@ -13,7 +13,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from servinglib.engines.continuous import fused, kernels
+from servinglib.decoder import fused, kernels
 
 FLOAT32 = ("cos", "sin", "partial", "mass")
 INT32 = ("block_tables", "context_lengths", "query_starts")

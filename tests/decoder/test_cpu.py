@@ -1,0 +1,69 @@
+"""The loop for a few rows computes what the matrix product does, and Numba compiles it once and for all."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import save_model
+
+from servinglib.decoder.cpu import CpuLinear
+from servinglib.decoder.likelihood import paged_text
+from servinglib.decoder.loading import load_decoder
+from servinglib.decoder.pages import Span
+from servinglib.decoder.step import score
+
+FEW = 4  # rows of a small matrix that go through the loop
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("rows", [1, 2, FEW, FEW + 1])
+@pytest.mark.parametrize("extras", ["", "bias", "residual", "bias residual"])
+def test_few_rows_and_many_are_the_same_product(dtype: torch.dtype, rows: int, extras: str):
+    random = torch.Generator().manual_seed(rows)
+    weight, x, bias, residual = (
+        torch.randn(*shape, generator=random).to(dtype) for shape in ((48, 80), (rows, 80), (48,), (rows, 48))
+    )
+    multiply = CpuLinear(weight, bias if "bias" in extras else None)
+    expected = x.double() @ weight.double().T
+    expected += bias.double() if "bias" in extras else 0
+    expected += residual.double() if "residual" in extras else 0
+    kept = residual.clone()
+    y = multiply(x, residual if "residual" in extras else None)
+    assert y.dtype == dtype
+    torch.testing.assert_close(y.double(), expected, rtol=TOLERANCE[dtype], atol=10 * TOLERANCE[dtype])
+    assert torch.equal(residual, kept)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("rows", [1, FEW, FEW + 1])
+def test_a_layer_in_one_call_gives_the_scores_of_plain_pytorch(tmp_path: Path, architecture: str, rows: int):
+    model, scores = save_model(architecture, tmp_path, varied=True), []
+    for attention in ("numba", "torch"):
+        decoder, pages = load_decoder(model, torch.float32, tokens=512, attention=attention)
+        texts = [paged_text([5 + i, *range(7, 27 + i)], 32, 2 * i) for i in range(rows)]
+        score(decoder, pages, [], [Span(t, 0, len(t.item.tokens) - 1) for t in texts])
+        last = [Span(t, len(t.item.tokens) - 1, len(t.item.tokens)) for t in texts]
+        scored, result = score(decoder, pages, last, [])
+        scores.append(result[[s.first for s in sorted(scored, key=lambda s: texts.index(s.sequence))]])
+    torch.testing.assert_close(*scores, rtol=1e-4, atol=1e-4)
+
+
+PROGRAM = """
+import numpy as np
+from servinglib.decoder.numba_kernels import normalize
+normalize(np.ones((1, 8), np.float32), np.float32(1e-6), np.empty((1, 8), np.float32))
+print(sum(normalize.stats.cache_misses.values()), sum(normalize.stats.cache_hits.values()))
+"""
+
+
+def test_a_kernel_that_one_process_compiled_is_ready_for_the_next(tmp_path: Path):
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    run = [sys.executable, "-c", PROGRAM]
+    said = [subprocess.check_output(run, env=environment, text=True).split() for _ in range(2)]
+    assert said == [["1", "0"], ["0", "1"]]
