@@ -16,13 +16,14 @@ import torch
 
 from servinglib.decoder import numba_kernels as kernels
 from servinglib.decoder.attention import Gathered, alike, gather
-from servinglib.decoder.linear import DenseLinear, Linear, PackedLinear
+from servinglib.decoder.linear import DenseLinear, Int8Linear, Linear, PackedLinear
 from servinglib.decoder.model import Layer, Operations, RotaryTable
 from servinglib.decoder.pages import Span, slots_of
 from servinglib.decoder.shape import DecoderShape
 from servinglib.policies.sequence import SequenceState
 
 NO_GAINS = np.empty((0, 0), np.float32)
+NO_SCALE = np.empty(0, np.float32)
 
 
 class NumbaAttention:
@@ -95,23 +96,30 @@ class CpuLinear:
 
     With one row there is one multiplication per weight, and all the time goes into reading: what counts
     is that the weights come in one long stream. oneDNN's blocks are made to be used many times; with one
-    row they cost 1.3 to 3 times as much. So both orders are kept, which takes the memory twice.
+    row they cost 1.3 to 3 times as much. So both orders are kept, which takes the memory twice; integers
+    (`int8`) have one order for both.
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
-        self.num_bytes, self._few = weight.nbytes, few_rows(weight.numel(), weight.dtype)
-        packs = torch.backends.mkldnn.is_available()
-        self._many: Linear = PackedLinear(weight, bias) if packs else DenseLinear(weight, bias)
-        self.weight = bits(weight)
-        self._no_residual = self.weight[:0]
-        self.bias = self.weight[0, :0] if bias is None else bits(bias)
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None, int8: bool = False) -> None:
+        quantized = Int8Linear(weight, bias) if int8 else None
+        packed = PackedLinear if torch.backends.mkldnn.is_available() else DenseLinear
+        self._many: Linear = quantized or packed(weight, bias)
+        self.num_bytes, self.outputs = self._many.num_bytes, len(weight)
+        self.few = few_rows(weight.numel(), weight.dtype)
+        nothing = bits(weight[0, :0])
+        self.plain = (
+            bits(weight) if quantized is None else quantized.weight.numpy(),
+            NO_SCALE if quantized is None else quantized.scale.float().numpy(),
+            nothing if bias is None else bits(bias),
+        )
+        self._no_residual = nothing[:, None]
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        if len(x) > self._few:
+        if len(x) > self.few:
             return self._many(x, residual)
-        out = x.new_empty(len(x), len(self.weight))
+        out = x.new_empty(len(x), self.outputs)
         added = self._no_residual if residual is None else bits(residual)
-        kernels.multiply(bits(x), self.weight, self.bias, added, bits(out))
+        kernels.multiply(bits(x), added, bits(out), *self.plain)
         return out
 
 
@@ -134,16 +142,14 @@ class NumbaOperations(Operations):
     def layer(
         self, index: int, layer: Layer, x: torch.Tensor, y: torch.Tensor, turns: np.ndarray, attention: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        matrices = (layer.qkv, layer.output, layer.gate_up, layer.down)
-        plain = [m for m in matrices if isinstance(m, CpuLinear)]
-        few = min(attention.rows, few_rows(sum(m.weight.size for m in plain), x.dtype))
-        if len(x) > few or len(plain) < len(matrices):
+        matrices: Any = (layer.qkv, layer.output, layer.gate_up, layer.down)  # each a CpuLinear
+        few = few_rows(sum(m.plain[0].size for m in matrices), x.dtype)
+        if len(x) > min(few, attention.rows):
             return super().layer(index, layer, x, y, turns, attention)
         kernels.layer(
             bits(x),
             bits(y),
-            tuple(m.weight for m in plain),
-            tuple(m.bias for m in plain),
+            tuple(m.plain for m in matrices),
             NO_GAINS if layer.head_gains is None else layer.head_gains.numpy(),
             self._eps,
             self._turns,

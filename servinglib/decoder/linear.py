@@ -10,6 +10,8 @@ where arithmetic does; lesson 10 measures the turning point.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -77,13 +79,15 @@ def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (weight.float() / scale).round().to(torch.int8), scale[:, 0].to(weight.dtype)
 
 
-def linear_class(attention: str, quantization: str | None, dtype: torch.dtype, device: torch.device) -> type:
+def linear_class(
+    attention: str, quantization: str | None, dtype: torch.dtype, device: torch.device
+) -> Callable[[torch.Tensor, torch.Tensor | None], Linear]:
     """The form of the weights for this way to compute, number format and device."""
-    if quantization == "int8":
-        return Int8Linear
     if attention == "numba":
         from servinglib.decoder.cpu import CpuLinear
 
-        return CpuLinear
+        return partial(CpuLinear, int8=quantization == "int8")
+    if quantization == "int8":
+        return Int8Linear
     packs = device.type == "cpu" and dtype != torch.float32 and torch.backends.mkldnn.is_available()
     return PackedLinear if packs else DenseLinear

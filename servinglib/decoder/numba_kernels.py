@@ -70,7 +70,7 @@ def put(array: Any, place: Any, x: Any) -> None:
 
 @overload(load, inline="always")
 def _load(x):
-    return (lambda x: widen(x)) if x == types.uint16 else (lambda x: F(x))
+    return (lambda x: widen(x)) if x == types.uint16 else (lambda x: F(x))  # a float32, or a small integer
 
 
 @overload(put, inline="always")
@@ -196,10 +196,10 @@ def look_back(q, pages, tables, starts, lengths, block_size, out):
 
 
 @njit(parallel=True, **OPTIONS)
-def multiply(x, weight, bias, residual, out):
+def multiply(x, residual, out, weight, scale, bias):
     """x Wᵀ + b for a few rows, and a residual on top.
 
-    x (rows, inputs), weight (outputs, inputs), bias (outputs,) or empty, residual as out or empty.
+    x (rows, inputs), weight (outputs, inputs); residual as out, scale and bias (outputs,) each, or empty.
     """
     rows, inputs = x.shape
     wide = np.empty((rows, inputs), np.float32)
@@ -211,6 +211,8 @@ def multiply(x, weight, bias, residual, out):
             y = F(0)
             for j in range(inputs):
                 y += wide[i, j] * load(weight[o, j])
+            if len(scale) > 0:
+                y *= scale[o]
             if len(bias) > 0:
                 y += load(bias[o])
             if len(residual) > 0:
@@ -219,28 +221,26 @@ def multiply(x, weight, bias, residual, out):
 
 
 @njit(**OPTIONS)
-def layer(
-    x, y, matrices, biases, gains, eps, turns, positions, slots, pages, tables, starts, lengths, block_size
-):
+def layer(x, y, matrices, gains, eps, turns, positions, slots, pages, tables, starts, lengths, block_size):
     """A decoder's layer for a few decoding rows: x and what it is normalised to, y, become the next layer's.
 
     A small step spends more time on finding out what to call than on the call; so this is one call.
-    matrices and biases are those of qkv, output, gate_up and down; the rest is as above.
+    matrices are qkv, output, gate_up and down, each with its scale and bias; the rest is as above.
     """
     (rows, _), (kv_heads, dim), nothing = x.shape, pages.shape[2:], x[:0]
-    qkv = np.empty((rows, len(matrices[0]) // dim, dim), x.dtype)
-    multiply(y, matrices[0], biases[0], nothing, qkv.reshape(rows, -1))
+    qkv = np.empty((rows, len(matrices[0][0]) // dim, dim), x.dtype)
+    multiply(y, nothing, qkv.reshape(rows, -1), *matrices[0])
     q = np.empty((rows, qkv.shape[1] - 2 * kv_heads, dim), x.dtype)
     seen = np.empty_like(q)
     turn_and_store(qkv, gains, eps, turns, positions, slots, pages, q)
     look_back(q, pages, tables, starts, lengths, block_size, seen)
-    multiply(seen.reshape(rows, -1), matrices[1], biases[1], x, x)
+    multiply(seen.reshape(rows, -1), x, x, *matrices[1])
     normalize(x, eps, y)
-    gate_up = np.empty((rows, len(matrices[2])), x.dtype)
-    multiply(y, matrices[2], biases[2], nothing, gate_up)
-    gated = np.empty((rows, len(matrices[2]) // 2), x.dtype)
+    gate_up = np.empty((rows, len(matrices[2][0])), x.dtype)
+    multiply(y, nothing, gate_up, *matrices[2])
+    gated = np.empty((rows, len(matrices[2][0]) // 2), x.dtype)
     gate(gate_up, gated)
-    multiply(gated, matrices[3], biases[3], x, x)
+    multiply(gated, x, x, *matrices[3])
     normalize(x, eps, y)
 
 

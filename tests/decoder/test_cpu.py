@@ -13,6 +13,7 @@ from tiny_models import save_model
 
 from servinglib.decoder.cpu import CpuLinear
 from servinglib.decoder.likelihood import paged_text
+from servinglib.decoder.linear import Int8Linear
 from servinglib.decoder.loading import load_decoder
 from servinglib.decoder.pages import Span
 from servinglib.decoder.step import score
@@ -40,12 +41,26 @@ def test_few_rows_and_many_are_the_same_product(dtype: torch.dtype, rows: int, e
     assert torch.equal(residual, kept)
 
 
+@pytest.mark.parametrize("rows", [1, 2, FEW + 1])
+def test_integers_with_a_scale_are_multiplied_as_by_their_own_operation(rows: int):
+    random = torch.Generator().manual_seed(rows)
+    weight, x, bias, residual = (
+        torch.randn(*shape, generator=random).bfloat16()
+        for shape in ((48, 64), (rows, 64), (48,), (rows, 48))
+    )
+    got = CpuLinear(weight, bias, int8=True)(x, residual)
+    torch.testing.assert_close(got, Int8Linear(weight, bias)(x, residual), rtol=2e-2, atol=5e-2)
+
+
+@pytest.mark.parametrize("quantization", [None, "int8"])
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize("rows", [1, FEW, FEW + 1])
-def test_a_layer_in_one_call_gives_the_scores_of_plain_pytorch(tmp_path: Path, architecture: str, rows: int):
+def test_a_layer_in_one_call_gives_the_scores_of_plain_pytorch(
+    tmp_path: Path, architecture: str, rows: int, quantization: str | None
+):
     model, scores = save_model(architecture, tmp_path, varied=True), []
     for attention in ("numba", "torch"):
-        decoder, pages = load_decoder(model, torch.float32, tokens=512, attention=attention)
+        decoder, pages = load_decoder(model, torch.float32, quantization, 512, attention)
         texts = [paged_text([5 + i, *range(7, 27 + i)], 32, 2 * i) for i in range(rows)]
         score(decoder, pages, [], [Span(t, 0, len(t.item.tokens) - 1) for t in texts])
         last = [Span(t, len(t.item.tokens) - 1, len(t.item.tokens)) for t in texts]
