@@ -16,7 +16,7 @@ import torch
 
 from servinglib.decoder import numba_kernels as kernels
 from servinglib.decoder.attention import Gathered, alike, gather
-from servinglib.decoder.linear import DenseLinear, Int8Linear, Linear, PackedLinear
+from servinglib.decoder.linear import DenseLinear, Int8Linear, Linear, PackedLinear, packable
 from servinglib.decoder.model import Layer, Operations, RotaryTable
 from servinglib.decoder.pages import Span, slots_of
 from servinglib.decoder.shape import DecoderShape
@@ -102,7 +102,7 @@ class CpuLinear:
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None, int8: bool = False) -> None:
         quantized = Int8Linear(weight, bias) if int8 else None
-        packed = PackedLinear if torch.backends.mkldnn.is_available() else DenseLinear
+        packed = PackedLinear if packable(weight.dtype) else DenseLinear
         self._many: Linear = quantized or packed(weight, bias)
         self.num_bytes, self.outputs = self._many.num_bytes, len(weight)
         self.few = few_rows(weight.numel(), weight.dtype)

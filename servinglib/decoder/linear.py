@@ -89,5 +89,16 @@ def linear_class(
         return partial(CpuLinear, int8=quantization == "int8")
     if quantization == "int8":
         return Int8Linear
-    packs = device.type == "cpu" and dtype != torch.float32 and torch.backends.mkldnn.is_available()
+    packs = device.type == "cpu" and dtype != torch.float32 and packable(dtype)
     return PackedLinear if packs else DenseLinear
+
+
+def packable(dtype: torch.dtype) -> bool:
+    """Whether oneDNN is there and this processor multiplies the format."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    native = {
+        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
+    }
+    return dtype == torch.float32 or native[dtype]()

@@ -13,7 +13,7 @@ from tiny_models import save_model
 
 from servinglib.decoder.cpu import CpuLinear
 from servinglib.decoder.likelihood import paged_text
-from servinglib.decoder.linear import Int8Linear
+from servinglib.decoder.linear import Int8Linear, packable
 from servinglib.decoder.loading import load_decoder
 from servinglib.decoder.pages import Span
 from servinglib.decoder.step import score
@@ -82,3 +82,10 @@ def test_a_kernel_that_one_process_compiled_is_ready_for_the_next(tmp_path: Path
     run = [sys.executable, "-c", PROGRAM]
     said = [subprocess.check_output(run, env=environment, text=True).split() for _ in range(2)]
     assert said == [["1", "0"], ["0", "1"]]
+
+
+def test_where_the_processor_packs_no_bfloat16_the_product_is_the_same(monkeypatch: pytest.MonkeyPatch):
+    weight, x = torch.eye(48).bfloat16(), torch.arange(5.0 * 48).view(5, 48).bfloat16()
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert not packable(torch.bfloat16)
+    assert torch.equal(CpuLinear(weight)(x), x)

@@ -219,3 +219,9 @@ def test_int8_weights_answer_nearly_like_those_that_they_stand_for(tmp_path: Pat
     both = exact.keys() & rounded.keys()
     assert len(both) > 100
     assert max(abs(exact[t] - rounded[t]) for t in both if exact[t] > -6) < 0.3
+
+
+def test_a_number_format_that_the_processor_lacks_is_slow_and_no_error(tiny_qwen3: str):
+    with load(tiny_qwen3, dtype="float16") as engine:
+        assert engine.attention == "torch"
+        assert engine.generate([[5] * 20], max_tokens=2)
