@@ -111,16 +111,16 @@ print(f"an answer of {n:,} tokens: {n * (n + 1) // 2:,} token computations witho
 print(f"token number {n:,}: {without[-1]:.1f} ms anew, {cached[-1]:.1f} ms with the cache")
 
 # %% [markdown] key="two-reading" lang="zh" partner="1874a278"
-# 再看一眼橙线的左端：读 64 个 token 的提示，用不了读 16 个的四倍时间。预填充的一步里有很多 token，权重读一遍大家共用，
-# 忙的是算术；解码的一步里每个序列只有一个 token，读一遍权重只乘一行，忙的是内存。一个服务里住着两种负载，
-# 首 token 延迟归前者管，每 token 时间归后者管。
+# 再看一眼橙线：左端，读 64 个 token 的提示用不了读 16 个的四倍时间，因为权重读一遍大家共用；越往右，算术越占上风，
+# 时间就跟着 token 数走。解码的一步里每个序列只有一个 token，读一遍权重只乘几行，忙的是内存。一个服务里住着两种负载：
+# 预填充忙在算术，管着首 token 延迟；解码忙在内存，管着每 token 时间。
 
 # %% [markdown] key="two-reading" lang="en" partner="4d51756e"
-# Look at the left end of the orange line again: to read 64 tokens of prompt takes less than four times what
-# 16 take. A prefill step holds many tokens that share one reading of the weights, and arithmetic is
-# busy; a decode step holds one token of each sequence, reads all the weights to multiply one row, and memory
-# is busy. Two kinds of load live in one service. The time to first token belongs to the first, the time per
-# output token to the second.
+# Look at the orange line again. On the left, to read 64 tokens of prompt takes less than four times what 16
+# take, since all share one reading of the weights; further right arithmetic takes over, and time goes with
+# the number of tokens. A decode step holds one token of each sequence, reads all the weights to multiply a
+# few rows, and memory is busy. Two kinds of load live in one service: prefill keeps arithmetic busy and sets
+# the time to first token, decode keeps memory busy and sets the time per output token.
 
 # %% [markdown] key="bytes" lang="zh" partner="187e023b"
 # ## 一个 token 留下多少字节
@@ -130,7 +130,7 @@ print(f"token number {n:,}: {without[-1]:.1f} ms anew, {cached[-1]:.1f} ms with 
 # $$k = 2 \cdot \text{层数} \cdot \text{KV 头数} \cdot \text{头的大小} \cdot \text{每个数的字节数}$$
 #
 # KV 头可以比查询头少：几个查询头共用一个 KV 头，叫分组查询注意力（GQA）。表里的 MHA 一列是不共用时的代价。
-# 最后一列是一块 24 GB 的卡，拿出九成，减去权重，除以 4,096 个 token 的上下文。全部按 bf16，每个数 2 字节。
+# 最后一列是一块 24 GB 的卡，拿出九成，减去权重，再除以 4,096 个 token 的 KV 缓存。全部按 bf16，每个数 2 字节。
 
 # %% [markdown] key="bytes" lang="en" partner="16373a7b"
 # ## How many bytes a token leaves
@@ -141,7 +141,7 @@ print(f"token number {n:,}: {without[-1]:.1f} ms anew, {cached[-1]:.1f} ms with 
 #
 # There may be fewer KV heads than query heads: several of the latter share one, which is grouped-query
 # attention (GQA). The column MHA shows the price without sharing. The last one takes nine tenths of a card of
-# 24 GB, less the weights, over the context of 4,096 tokens. All of it in bf16, 2 bytes per number.
+# 24 GB, subtracts the weights, and divides by the KV cache of 4,096 tokens. All in bf16, 2 bytes per number.
 
 # %% key="bytes-code" tags=["nbval-check-output"]
 models = {  # weights, layers, query heads, KV heads, head size
@@ -187,7 +187,7 @@ print(tiny.memory)
 #
 # 回答有多长，开始时谁也不知道。早期的引擎按最大长度给每个序列预留一整条连续内存，大半用不上。
 # 分页的办法像衣帽间的挂钩：来一件给一个。内存切成每块 $B$ 个 token 的**块**，序列写满一块再领下一块，
-# **块表**记着它的第几块放在哪里。浪费的只有没写满的最后一块；长度除以 $B$ 的余数若各不偏袒，平均是
+# **块表**记着它的第几块放在哪里。浪费的只有没写满的最后一块；若长度除以 $B$ 的各种余数机会均等，平均浪费
 #
 # $$\frac{B-1}{2}\ \text{个 token}$$
 #
@@ -200,7 +200,7 @@ print(tiny.memory)
 # sequence, one contiguous strip, most of which stayed empty. Paging works like the hooks of a cloakroom: one
 # per coat, as they come. Memory is cut into **blocks** of $B$ tokens; a sequence that has filled one gets
 # the next, and its **block table** says where each of its blocks lies. Only the last block is filled in
-# part, and if lengths favour no remainder modulo $B$, the mean waste is
+# part, and if all remainders of a length modulo $B$ are equally likely, the mean waste is
 #
 # $$\frac{B-1}{2}\ \text{tokens}$$
 #
@@ -225,8 +225,8 @@ for size in (1, 4, 16, 64, 256, 2048):
 # In the last row a block is as large as the longest sequence, and that is the old way. So "reserve" and
 # "page" are not two systems but two ends of one dial. What could the wasted memory have bought? Sequences
 # that run at the same time. Here 48 requests come at once, memory holds 1,024 tokens, and the dial turns
-# from blocks of 1 to blocks of 256 (no sequence outgrows 192). Theory divides the blocks by what a sequence
-# holds on average; simulation and engine run **the same planning code**.
+# from blocks of 1 to blocks of 256 (no sequence outgrows 192). Theory divides the number of blocks by how
+# many a sequence holds on average; simulation and engine run **the same planning code**.
 
 # %% key="dial-code" tags=["nbval-check-output"]
 KV, OUTPUT = 1024, 48  # tokens
@@ -290,7 +290,7 @@ _ = ax.legend()
 # ## 两个数：带宽和算力
 #
 # 一步要做两件事：把权重和缓存从内存搬来，再拿它们做乘加。像一根水管接一座水磨，快慢由更慢的那个决定，加宽另一个没有用。
-# 两个数都能量。算力：做一个大矩阵乘法。带宽：把一块内存读一遍又一遍。注意「带宽」不是一个数：
+# 两个数都能量。算力：做一个大矩阵乘法。带宽：把同一块内存反复读。注意「带宽」不是一个数：
 # 数据放得进哪一级缓存，就是哪一级的速度。所以要按权重的大小去读这条曲线。
 
 # %% [markdown] key="machine" lang="en" partner="a885ca4b"
@@ -331,7 +331,7 @@ print(f"arithmetic: {flops / 1e9:,.0f} GFLOPS in {dtype}")
 #
 # $$\tau \ge \max\left(\frac{w + K k}{\beta},\ \frac{2Pn}{F}\right)$$
 #
-# 左边是读，右边是算（每个权重一次乘、一次加）。$n$ 小的时候左边大，曲线是平的：多带几个序列不要钱。
+# 左边是读，右边是算（每个权重一次乘、一次加）。$n$ 小、上下文短的时候左边大，曲线几乎是平的：多带几个序列差不多不要钱。
 # 公式不问这 $n$ 个 token 是 $n$ 个用户各一个，还是一段提示里的 $n$ 个。
 #
 # 下面量三样东西：下限；只做模型的那些矩阵乘法要多久；引擎完整的一步，解码和预填充各量一遍。
@@ -345,8 +345,9 @@ print(f"arithmetic: {flops / 1e9:,.0f} GFLOPS in {dtype}")
 # $$\tau \ge \max\left(\frac{w + K k}{\beta},\ \frac{2Pn}{F}\right)$$
 #
 # Reading is on the left, computing on the right (a multiplication and an addition per weight). For small $n$
-# the left one wins and the curve is flat: a few more sequences cost nothing. The formula doesn't ask whether
-# the $n$ tokens are one of each of $n$ users, or $n$ of a single prompt.
+# and short contexts the left one wins and the curve is almost flat: a few more sequences cost next to
+# nothing. The formula doesn't ask whether the $n$ tokens are one of each of $n$ users, or $n$ of a single
+# prompt.
 #
 # Three things are measured: the floor; the model's matrix products by themselves; and whole steps of the
 # engine, for decode and for prefill.
@@ -396,11 +397,13 @@ _ = ax.legend()
 # 虚线下面不该有点，这是它的全部承诺；要是有，就是带宽量低了。离虚线有多远，要一层一层看。
 #
 # 从虚线到矩阵乘法：真实的矩阵不够大，达不到峰值。从矩阵乘法到整步：归一化、旋转位置、注意力、激活，每层十几个小操作。
-# 最后三行是证据。右边一列让 PyTorch 逐个执行它们：两个模型大小差好几倍，机器空闲时，**每一层**多出的时间却差不多
-# （差得多，就是有别的程序在抢 CPU，再跑一遍），因为贵的是「调用一次」，不是数据。左边一列把它们合并成几个循环，算术一样，时间少了一截。
-# 模型越小，这笔开销占得越多。GPU 上它叫启动开销，CUDA graph 和融合内核就是为它发明的。
+# 最后三行是证据。右边一列让 PyTorch 逐个执行它们，连矩阵乘法也按它的办法做：两个模型大小差好几倍，
+# **每一层**多出的时间却远没有差那么多，因为贵的主要是「调用一次」，不是数据。左边一列是引擎：行数很少时，一整层编译成一个循环，
+# 只调用一次，时间少了一截。模型越小，这笔开销占得越多。GPU 上它叫启动开销，CUDA graph 和融合内核就是为它发明的。
 #
-# 批大了，解码涨得比预填充多：64 个用户各有各的缓存要翻，一段提示里的 64 个 token 翻的是同一份。
+# 行数一多，引擎就换回分块的矩阵乘法，所以解码曲线在开头几行之后会上一个台阶：把步耗时写成直线，只是近似。
+#
+# 批大了，解码涨得比预填充多，除了这个台阶，还因为 64 个用户各有各的缓存要翻，一段提示里的 64 个 token 翻的是同一份。
 # 公式里管这件事的是 $Kk/\beta$。它准不准？让 8 个序列带上长短不同的上下文，直接量出每个 KV token 的价。
 
 # %% [markdown] key="roof-reading" lang="en" partner="558672f5"
@@ -409,16 +412,19 @@ _ = ax.legend()
 #
 # From the dashes to the products: real matrices are too small to reach the peak. From the products to the
 # whole step: norms, rotary positions, attention, activations, a dozen small operations and more in each
-# layer. The last three lines are the evidence. In the right column PyTorch does them one at a time: the two
-# models differ in size several times, and on a quiet machine what they spend **per layer** is about the same
-# (if not, another program is after the CPU: run the cell again), because the call is what costs, not the
-# data. In the left column they are merged into a few loops; the arithmetic is the same, and a good part of
-# the time is gone. The smaller the model, the larger the share of all this. On a
-# GPU it is called launch overhead, and CUDA graphs and fused kernels were invented against it.
+# layer. The last three lines are the evidence. In the right column PyTorch does them one at a time, and the
+# products in its own way too: one model is several times the size of the other, but what they spend **per
+# layer** differs far less, because mostly it is the call that costs, not the data. The left column is the
+# engine: for a very few rows a whole layer is one compiled loop and one call, and a good part of the time is
+# gone. The smaller the model, the larger the share of all this. On a GPU it is called launch overhead, and
+# CUDA graphs and fused kernels were invented against it.
 #
-# With the batch, decode grows more than prefill: 64 users have a cache each to go through, while the 64
-# tokens of a prompt share one. In the formula this is $Kk/\beta$. Is it right? Give 8 sequences contexts of
-# several lengths, and measure the price of a KV token.
+# With more rows the engine goes back to products in blocks, so the decode curve climbs a step after its first
+# few rows: to write a step's time as a straight line is an approximation.
+#
+# With the batch, decode grows more than prefill, not only by that step: 64 users have a cache each to go
+# through, while the 64 tokens of a prompt share one. In the formula this is $Kk/\beta$. Is it right? Give 8
+# sequences contexts of several lengths, and measure the price of a KV token.
 
 # %% key="context-code"
 contexts = (64, 256, 512)
@@ -442,13 +448,13 @@ print(f"a KV token: {price * 1e3:.2f} us in the engine, {reading * 1e6:.2f} us t
 print(f"contexts of {fixed / price / 8:.0f} tokens double the step of an empty context")
 
 # %% [markdown] key="context-reading" lang="zh" partner="4fbabfd4"
-# 公式管形状：步耗时随上下文直线上升。大小要看打印的两个价差几倍：差得多，说明这台机器上的注意力不是卡在内存，
-# 而是卡在算术上，好内核还有得赚。无论几倍，结论不变：**上下文不是白带的，每一步都要再付一次。**
+# 形状，公式说对了：序列个数不变，步耗时随上下文直线上升。大小要看打印的两个单价差几倍：差得多，说明这台机器上的注意力
+# 不是卡在内存，而是卡在算术上，换个好内核还有得赚。无论几倍，结论不变：**上下文不是白带的，每一步都要再付一次。**
 
 # %% [markdown] key="context-reading" lang="en" partner="4a7dc078"
-# The formula knows the shape: a step grows in a straight line with the context. The size is another matter,
-# and the two printed prices say by how much. A large factor means that attention on this machine is held up
-# not by memory but by arithmetic, and a better kernel has something to gain. Whatever the factor: **a
+# The formula has the shape right: with as many sequences as before, a step grows in a straight line with the
+# context. Its size is another matter: compare the two printed prices. A large factor means that attention on
+# this machine is held up not by memory but by arithmetic, and a better kernel could gain. Whatever the factor: **a
 # context is not carried for free, it is paid for again in every step.**
 
 # %% [markdown] key="card" lang="zh" partner="ccc33cee"
@@ -580,7 +586,7 @@ print("{:14s}{:10.0f}{:12.0f}{:11.0f}".format("P50 TTFT", *row))
 
 # %% [markdown] key="columns-reading" lang="zh" partner="32822af7"
 # 屋顶线那一列低得多，而且差距比单独一步的差距还大：步慢了，同时在跑的请求就多，步又更慢。它说的是「不可能更快」，
-# 不是「会这么快」。拟合换上从引擎自己量出的四个数，近了多少，看上表；剩下的差，先看 `drift`，再想想几十个请求的偶然性。
+# 不是「会这么快」。拟合换上从引擎自己量出的四个数，近了多少，看上表；剩下的差，先看 `drift`，再想想直线抹平的那个台阶，和几十个请求的偶然性。
 #
 # 两个模型各有用处。买硬件、定目标，用屋顶线：它不需要先有机器。排容量、定 SLO，用拟合：它不需要知道原因。
 
@@ -588,8 +594,8 @@ print("{:14s}{:10.0f}{:12.0f}{:11.0f}".format("P50 TTFT", *row))
 # The column of the roofline is far lower, and by more than a single step would explain: slower steps mean
 # that more requests run at the same time, which makes steps slower still. It says "never faster than this",
 # not "as fast as this". The fit has four numbers measured on the engine itself, and the table shows how much
-# nearer it comes; for what is left, look at `drift` first, and then remember the chance in a few dozen
-# requests.
+# nearer it comes; for what is left, look at `drift` first, then think of the step that a straight line
+# smooths over, and of how much is chance in a few dozen requests.
 #
 # Each model has its use. For buying hardware and setting goals, the roofline, which needs no machine yet. For
 # planning capacity and promising an SLO, the fit, which needs to know no reasons.
@@ -603,13 +609,13 @@ print("{:14s}{:10.0f}{:12.0f}{:11.0f}".format("P50 TTFT", *row))
 #
 # **预填充混进来。** 一段长提示让那一步从读变成算，正在解码的用户都会感到一次停顿；分块预填充限制它，第 06 课动手做。
 #
-# **内存不归你一个人。** 草稿模型、激活值、碎片都要地方；容量差一成，满载时就是抢占和不抢占的区别。
+# **内存不全归 KV 缓存。** 草稿模型、激活值、碎片都要地方；容量差一成，满载时就是抢占和不抢占的区别。
 
 # %% [markdown] key="breaks" lang="en" partner="dd5c48a4"
 # ## What breaks it
 #
-# **A model that is too small.** Fixed costs cover the reading of weights, and faster memory is no help; have
-# fewer operations first.
+# **A model that is too small.** Fixed costs outweigh the reading of weights, and faster memory is no help; cut
+# the number of operations first.
 #
 # **Bandwidth from the wrong place.** With the speed of a cache for a model that doesn't fit it, the floor
 # comes out several times too low. Look at the curve above.
@@ -617,7 +623,7 @@ print("{:14s}{:10.0f}{:12.0f}{:11.0f}".format("P50 TTFT", *row))
 # **Prefill in the mix.** A long prompt turns its step from reading to computing, and everybody who decodes
 # feels a pause; chunked prefill limits it, and lesson 06 does it by hand.
 #
-# **Memory that isn't all yours.** A draft model, activations and fragments want room as well; at full load a
+# **Memory that isn't all KV cache.** A draft model, activations and fragments want room as well; at full load a
 # tenth of the capacity decides between preemption and none.
 
 # %% [markdown] key="exercises" lang="zh" partner="41510026"
@@ -721,7 +727,7 @@ print(judge(MyPool))
 
 # %% [markdown] key="exercise3" lang="zh" partner="cc44d0fa"
 # **05.3** 一步解码最少几秒？`batch` 个序列，每个上下文 `context` 个 token；权重 `weight_bytes` 字节、`parameters` 个，
-# 每个 token 的 KV 缓存 `token_bytes` 字节；`bandwidth` 和 `flops` 以秒计。
+# 每个 token 的 KV 缓存 `token_bytes` 字节；`bandwidth` 和 `flops` 都是每秒的量。
 
 # %% [markdown] key="exercise3" lang="en" partner="59bdc36e"
 # **05.3** How many seconds does a decode step take at least? It has `batch` sequences with `context` tokens

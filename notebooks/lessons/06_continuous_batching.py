@@ -11,16 +11,15 @@
 # - 由回答长度的分布算出一批里有多少空座位，以及连续批处理能拿回多少；
 # - 按 token 间延迟的上限选分块预填充的预算，并说出首 token 延迟要为此付多少；
 # - 看懂抢占日志，知道该数哪个数。
-#
-# 顺序照旧：先猜，再看理论，再看仿真，最后让真引擎说话。仿真和引擎用的是**同一份调度代码**。
+
 
 # %% [markdown] key="title" lang="en" partner="8055ef16"
 # # 06 · Continuous batching
 #
 # A chat service gives answers of 8 to 200 tokens, in batches of 16 requests, and its machine is busy all
-# day. Last week long documents were allowed: when a prompt of 1,500 tokens comes in, users who are
-# watching their answers grow say that "it froze for a moment". Two proposals are on the table: buy a second machine; or turn
-# the token budget of a step, `max_num_batched_tokens`, down as far as it goes, for smoothness. Which do you sign?
+# day. Last week long documents were allowed: when a prompt of 1,500 tokens comes in, users watching their
+# answers grow say that "it froze for a moment". Two proposals are on the table: buy a second machine; or turn
+# the token budget of a step, `max_num_batched_tokens`, all the way down, for smoothness. Which do you sign?
 #
 # After this lesson you can
 #
@@ -29,9 +28,7 @@
 # - choose the budget of chunked prefill from a limit on inter-token latency, and say what it costs in time
 #   to first token;
 # - read a log of preemptions, and know which number to count.
-#
-# The order is as always: guess, theory, simulation, and the real engine has the last word. Simulation and
-# engine run **the same scheduling code**.
+
 
 # %% key="imports"
 import numpy as np
@@ -56,16 +53,15 @@ from simulations.theory.fluid import marginal_work, work_conserving_rate_limit
 # %% [markdown] key="predict" lang="zh" partner="d3b4afef"
 # ## 先押注
 #
-# 座位还是 16 个，机器不变，只把「整批进出」换成「随到随上、完了就下」，同样一堆请求的总用时能缩短到几分之一？
+# 座位还是 16 个，机器不变，只把「整批进出」换成「随到随上、完了就下」，同样一堆请求能快几倍做完？
 # 再猜：8 个用户正在生成，1,500 token 的提示词整个塞进一步，他们等下一个 token 的时间变成平时的几倍？
 
 # %% [markdown] key="predict" lang="en" partner="eb6786a2"
 # ## Place your bet
 #
-# With the same 16 seats and the same machine, but letting requests get on whenever a seat is free and off
-# when they are done, by what factor does a pile of requests get done sooner? And: 8 users are generating
-# when a prompt of 1,500 tokens is read in one step. How many times longer than usual do they wait for
-# their next token?
+# Same 16 seats, same machine, but requests get on whenever a seat is free and off when they are done: how
+# many times faster is a pile of requests finished? And: 8 users are generating when a prompt of 1,500 tokens
+# is read in one step. How many times as long as usual do they wait for their next token?
 
 # %% key="guess"
 guessed_speedup = 1.2
@@ -213,30 +209,30 @@ draw(ax, score(kv_blocks=1000))
 # %% [markdown] key="gain" lang="zh" partner="9053c6a2"
 # ## 空座位值多少时间
 #
-# 空座位不等于空耗的时间。$n$ 个请求的一步用时 $a+bn$：$a$ 是读一遍权重，$b$ 是每个请求自己的那份。
+# 空座位不等于空耗的时间。$n$ 个请求的一步大致用时 $a+bn$：$a$ 是读一遍权重，$b$ 是每个请求自己的那份。
 # 如果引擎懂得跳过已经完成的行，空座位只浪费 $a$；如果它照样算（带填充的静态批就是这样），$b$ 也一起浪费。
 # 每个请求摊到的时间：
 #
 # $$\text{coach}=\frac{a\,E[\max_B]}{B}+b\,E[L],\qquad \text{lift}=\frac{a\,E[L]}{B}+b\,E[L]$$
 #
-# 所以收益最多是 $E[\max_B]/E[L]$，前提是 $a$ 远大于 $bB$。下面 48 个请求一次到齐，`course-tiny`，三种办法：
+# 所以收益最多是 $E[\max_B]/E[L]$，$a$ 远大于 $bB$ 时才接近它。下面 48 个请求一次到齐，`course-tiny`，三种办法：
 # Transformers 引擎整批跑；我们的引擎整批跑；我们的引擎连续跑。后两者内核、模型完全一样，差别只有上下车的规矩。
 # 步数不看时钟，仿真和引擎必须一步不差；秒数由刚标定的 $\tau=a+bn+cK+dP$ 预测。
 
 # %% [markdown] key="gain" lang="en" partner="d44c7708"
 # ## What an empty seat costs in time
 #
-# Empty seats are not the same as wasted time. A step with $n$ requests takes $a+bn$: $a$ is reading the
+# Empty seats are not the same as wasted time. A step with $n$ requests takes about $a+bn$: $a$ is reading the
 # weights once, and $b$ each request's own share. If the engine skips rows that are done, an empty seat only
 # wastes $a$; if it computes them all the same, as padded static batches do, it wastes $b$ as well. The
 # time per request:
 #
 # $$\text{coach}=\frac{a\,E[\max_B]}{B}+b\,E[L],\qquad \text{lift}=\frac{a\,E[L]}{B}+b\,E[L]$$
 #
-# So the gain is $E[\max_B]/E[L]$ at most, provided that $a$ is far above $bB$. Below, 48 requests are all
-# there at once, for `course-tiny` in three ways: the Transformers engine in batches; our engine in batches;
-# our engine continuously. The last two share kernels and model, and differ only in who gets on when. Steps
-# don't depend on the clock, so simulation and engine must agree to the last one; seconds are predicted by
+# So the gain is at most $E[\max_B]/E[L]$, and comes near it where $a$ is far above $bB$. Below, 48 requests
+# are all there at once, on `course-tiny`: the Transformers engine in batches; our engine in batches; our
+# engine continuously. The last two share kernels and model, and differ only in who gets on when. Steps don't
+# depend on the clock, so simulation and engine must agree to the last one; seconds are predicted by
 # $\tau=a+bn+cK+dP$, calibrated a moment before.
 
 # %% key="gain-code"
@@ -284,17 +280,19 @@ print(f"you said {guessed_speedup:.2f}x")
 
 # %% [markdown] key="gain-reading" lang="zh" partner="6cd2d7c0"
 # 理论一列是期望，而且连续那一行不算收尾：48 个请求里最后几个走光之前，缆车也有空座位，这堆请求越大，收尾越不要紧。
-# 时间上的收益小于步数上的收益，差的就是公式里的 $b$：这个小模型每步很短，每个请求自己的那份不可忽略。
-# Transformers 那一行更慢，有两个原因搅在一起：完成的行照样算，以及每步的框架开销不同。
-# 所以「连续批处理快几倍」这种话，先问基线是谁。
+# 时间上的收益小于步数上的收益，差的主要是公式里的 $b$：这个小模型每步很短，每个请求自己的那份不可忽略。
+# 直线也只是近似：只剩几行时引擎另走一条快路（第 05 课的台阶），包车快散场的那些步，比直线说的还便宜。
+# Transformers 那一行有两个原因搅在一起：完成的行照样算，每步的框架开销也不同。
+# 所以听到「连续批处理快几倍」，先问基线是谁。
 
 # %% [markdown] key="gain-reading" lang="en" partner="211a6d8c"
-# The theory column is an expectation, and in the row of the continuous engine it leaves out the end: while
-# the last few of the 48 finish, the lift has empty seats too, which matters less the larger the pile. The
-# gain in time is below the gain in steps, and the difference is the $b$ of the formula: the steps of this
-# small model are short, and each request's own share counts. The row of Transformers is slower for two
-# reasons mixed up: rows that are done are computed on, and its framework costs more per step. So when
-# continuous batching is said to be so many times faster, ask: than what?
+# The theory column is an expectation, and in the continuous row it leaves out the end: while the last few of
+# the 48 finish, the lift has empty seats too, which matters less the larger the pile. The gain in time is
+# below the gain in steps, mostly for the $b$ of the formula: this small model's steps are short, and each
+# request's own share counts. The straight line is an approximation, too: with a few rows left the engine takes a
+# faster path (the step of lesson 05), so a coach's last steps are cheaper still. In the row of Transformers two
+# things mix: rows that are done are computed on, and its framework costs a different sum per step. So when
+# continuous batching is called so many times faster, ask: than what?
 
 # %% [markdown] key="load" lang="zh" partner="d2aa7af3"
 # ## 有负载的日子：三列
@@ -304,7 +302,7 @@ print(f"you said {guessed_speedup:.2f}x")
 #
 # $$\text{lift}:\ \lambda<\frac{B}{E[L](a+b'B)},\qquad \text{coach}:\ \lambda<\frac{B}{a\,E[\max_B]+wB}$$
 #
-# 座位未满时，$n$ 个请求一起走、每人分到 $1/n$ 左右的速度，就是第 03 课的处理器共享，均值只取决于 $E[L]$；
+# 座位未满时，$n$ 个请求一起走，每人每秒得 $1/(a+b'n)$ 个 token，这是第 03 课的处理器共享，只是总速度随人数变，均值仍只取决于 $E[L]$；
 # 座位满了要排队，`capped_mean_sojourn` 把两段接成一条生灭链（对几何分布的长度精确，这里是近似）。
 # 同一串到达：理论、仿真、真引擎；旁边是放在同一个引擎前面的动态批处理，它有人就发车，最多 16 人。
 
@@ -317,8 +315,8 @@ print(f"you said {guessed_speedup:.2f}x")
 #
 # $$\text{lift}:\ \lambda<\frac{B}{E[L](a+b'B)},\qquad \text{coach}:\ \lambda<\frac{B}{a\,E[\max_B]+wB}$$
 #
-# While seats are free, $n$ requests go together at about $1/n$ of the speed each, the processor sharing of
-# lesson 03, and the mean depends on $E[L]$ alone; when they are full there is a queue.
+# While seats are free, $n$ requests go together and each gets $1/(a+b'n)$ tokens a second: the processor sharing
+# of lesson 03 with a total speed that varies, and the mean still depends on $E[L]$ alone. Full seats mean a queue.
 # `capped_mean_sojourn` joins both into one birth-death chain, exact for geometric lengths and an
 # approximation here. One list of arrivals goes through theory, simulation and the real engine; beside it
 # stands dynamic batching in front of the same engine, leaving with whoever waits, at most 16.
@@ -403,17 +401,17 @@ _ = ax.legend(loc="upper left")
 # %% [markdown] key="load-reading" lang="zh" partner="8af3f6b2"
 # 竖线左边，缆车快在两处：不用等下一班车，也不用陪最长的人坐到底。竖线右边，包车没有稳态，
 # 它的点有多高只取决于你看了多久；缆车还在正常工作。这才是买机器之前该看的图。
-# 实测和理论差多少，先想第 03 课的两条：短短几秒的均值自己就在晃，和**同一串到达**的仿真比，晃动就抵消了大半；机器快慢也在变，
-# `drift` 是这次运行的步长比标定时慢了多少，高负载下它会被放大好几倍。`drift` 很大时，请关掉别的程序再跑一遍。
+# 实测和理论有差，先想三条：短短几秒的均值自己就在晃，和**同一串到达**的仿真比，晃动就抵消了大半；直线抹平了几行处的台阶，人少时理论就不准；
+# 机器快慢也在变，`drift` 是这次运行的步长比标定时慢了多少，高负载下会放大好几倍，太大就关掉别的程序再跑一遍。
 
 # %% [markdown] key="load-reading" lang="en" partner="fae4c92a"
 # Left of the vertical line the lift wins twice: no waiting for the next coach, and no sitting with the
 # longest to the end. Right of it the coach has no steady state, and how high its point is depends only on
-# how long you watched; the lift goes on as usual. This is the figure to look at before buying a machine. Where
-# measurement and theory differ, think of lesson 03 first: a mean over a few seconds moves by itself, and
-# against the simulation of **the same arrivals** most of that cancels. The machine's speed changes too:
-# `drift` says how much slower the steps of the run were than the calibration, and high load multiplies it.
-# Where `drift` is large, close other programs and run the cell again.
+# how long you watched; the lift goes on as usual. Look at this figure before buying a machine. Where
+# measurement and theory differ, think of three things: a mean over a few seconds moves by itself, and against
+# the simulation of **the same arrivals** most of that cancels; a line smooths over the step at a few rows, so with
+# few requests theory is off; and the machine's speed changes. `drift` says how much slower the run's steps were
+# than calibrated; high load multiplies it, and where it is large, close other programs and run again.
 
 # %% [markdown] key="chunk" lang="zh" partner="4fac3e96"
 # ## 长提示词：一步塞进去，还是切块
@@ -433,10 +431,10 @@ _ = ax.legend(loc="upper left")
 #
 # $$\text{gap}=a+b(n+1)+cK+d(C-n),\qquad \text{TTFT}\approx\left\lceil\frac{P}{C-n}\right\rceil\bigl(a+b(n+1)+cK\bigr)+dP$$
 #
-# $dP$ has to be paid anyway, and pieces don't save it; the finer they are, the more often the fixed part is
-# paid. On one side is how long the others freeze, on the other the long prompt's own time to first
-# token. Below, 8 requests are generating when, at 0.05 s, a prompt of 1,500 tokens comes; each of four
-# budgets is tried three times, and the calmest run counts, since other programs only ever disturb.
+# Pieces don't save $dP$; the finer they are, the more often the fixed part is paid. On one side is how long the
+# others freeze, on the other the long prompt's own time to first token. Below, 8 requests are generating
+# when, at 0.05 s, a prompt of 1,500 tokens comes; each of four budgets is tried three times, and the calmest
+# run counts, since other programs only ever disturb.
 
 # %% key="chunk-code"
 CHATS, PROMPT = 8, 1500
@@ -505,15 +503,14 @@ _ = ax.legend()
 # %% [markdown] key="chunk-reading" lang="zh" partner="5b0d73f6"
 # 不切块，人人卡一下，长提示词最快；切得太细，谁也不卡，长提示词等很久。曲线有拐点：
 # 一块的读取时间 $d(C-n)$ 与一步的固定时间相当的地方，再往细里切，卡顿几乎不再改善，首 token 延迟却成倍地涨。
-# 线性的步长公式有两处不准，图上看得见：注意力的代价随「块长乘上下文」增长，公式里没有这一项；一步读得很多时，每个 token 的价钱也不再一样。
+# 仿真和实测对不上的地方，是线性的步长公式不准：注意力的代价随「块长乘上下文」增长，公式里没有这一项；一步读得很多时，每个 token 的价钱也不再一样。
 
 # %% [markdown] key="chunk-reading" lang="en" partner="1923781a"
 # Without pieces everybody freezes once and the long prompt is fastest; with very fine ones nobody freezes
-# and the long prompt waits long. There is a knee: where reading a piece, $d(C-n)$, takes about as long as
-# the fixed part of a step. Below it the gap hardly improves and the time to first token multiplies. The
-# linear law of a step is off in two ways that the figure shows: attention costs grow with piece times
-# context, a product that is not in the law; and in a step that reads very much, a token's price is no longer the
-# same.
+# and the long prompt waits long. There is a knee where reading a piece, $d(C-n)$, takes about as long as
+# the fixed part of a step. Below it the gap hardly improves and the time to first token multiplies. Where
+# simulation and engine differ, the linear law is off: attention costs grow with piece times context, a product
+# that is not in it, and in a step that reads very much a token has another price.
 
 # %% [markdown] key="preempt" lang="zh" partner="8aac2698"
 # ## KV 缓存不够：抢占
@@ -534,21 +531,21 @@ fig, ax = figure("The same four with 6 blocks of 4 tokens", "step", "request", s
 draw(ax, score(kv_blocks=6))
 
 # %% [markdown] key="preempt-reading" lang="zh" partner="d379debf"
-# 第 5 步 D 让位，第 6 步 C 也让位，A 走完之后才回来重读。标着 `again` 的格子是白干的活。
+# 第 5 步 D 让位，第 6 步 C 也让位，A 走完之后才回来重读。标着 `again` 的格子是重干的活。
 #
 # 日志里出现几十次抢占，多数人的反应是调小 `max_num_seqs`，直到一次也没有。划算吗？下面 32 个请求一次到齐，
 # 五个里约有一个带着 400 token 的长提示词。左边照常放人、该抢占就抢占；右边事后诸葛亮：挑一个恰好**一次抢占都不发生**的最大座位数。
 # 计划不看时钟，所以仿真和真引擎的次数应当**完全相等**。
 
 # %% [markdown] key="preempt-reading" lang="en" partner="996594d3"
-# In step 5 D gives way, in step 6 C too, and both read again once there is room. The
-# squares marked `again` are work done for nothing.
+# In step 5 D gives way, in step 6 C too; both read again once A has left. The squares marked `again` are work
+# done twice.
 #
 # When a log shows dozens of preemptions, most people turn `max_num_seqs` down until there are none. Does
-# that pay? Below are 32 requests, all there at once, of which about one in five brings a long prompt of 400
-# tokens. On the left they are let in as usual and preempted where need be; on the right, with hindsight, runs the
-# largest number of seats with which **no preemption at all** happens. The plans don't depend on the
-# clock, so the counts of simulation and engine should be **exactly equal**.
+# that pay? Below, 32 requests are there at once, about one in five with a long prompt of 400 tokens. On the
+# left they are let in as usual and preempted where need be; on the right, with hindsight, run the most seats
+# with which **no preemption at all** happens. Plans don't depend on the clock, so the counts of simulation
+# and engine should be **exactly equal**.
 
 # %% key="preempt-pile"
 rng = np.random.default_rng(12)
@@ -594,7 +591,7 @@ for blocks in (64, 80, 112, 144, 176, 224):
 # is the price of overbooking, as with airlines. It is a worry only when about as many tokens are
 # computed again as are of use.
 #
-# So what should one count? Exercise 06.2 will show you that the **number** of preemptions is the wrong measure.
+# So what should one count? Exercise 06.2 will show you that the **number** of preemptions is wrong.
 
 # %% [markdown] key="breaks" lang="zh" partner="190b21f3"
 # ## 什么会让它失灵
@@ -669,13 +666,13 @@ for name, (a, b, d) in machines.items():
 
 # %% [markdown] key="gpu-reading" lang="zh" partner="09df96e3"
 # GPU 上 $a$ 远大于 $b$，空座位几乎就是空耗的时间，收益贴近上限 $E[\max_B]/E[L]$；
-# 而且读权重时算力闲着，顺路读几百个提示词 token 几乎不花钱。所以那里的预算常设为 512 到 2048，比这台 CPU 合适的值大得多。
+# 而且读权重时算力闲着，顺路读一两百个提示词 token 几乎不花钱。那里的预算常设为 512 到 2048，比你的 CPU 合适的值大得多。
 # 预算要量，不要抄。
 
 # %% [markdown] key="gpu-reading" lang="en" partner="326786b5"
 # On a GPU $a$ is far above $b$, so an empty seat is nearly wasted time and the gain comes close to its limit
-# $E[\max_B]/E[L]$. And while the weights are read the arithmetic idles, so a few hundred prompt tokens ride
-# along for almost nothing. That is why budgets there are often 512 to 2048, far above what suits this CPU. Measure
+# $E[\max_B]/E[L]$. And while the weights are read the arithmetic idles, so a hundred or two prompt tokens
+# ride along for almost nothing. Budgets there are often 512 to 2048, far above what suits your CPU. Measure
 # the budget, don't copy it.
 
 # %% [markdown] key="exercises" lang="zh" partner="70cd1dcb"
@@ -815,7 +812,7 @@ engine.shutdown()
 # 1. 取一天的回答长度，算 $E[\max_B]/E[L]$：这是换掉整批进出最多能拿回的吞吐量，先于买机器。
 # 2. 打开分块预填充；由 $a$、$b$、$d$ 和 token 间延迟的上限算出预算，在自己的机器上量一遍，别抄别人的。
 # 3. 预算不是越小越平稳：核对 $\lambda<(C/t_C)/(E[p]+E[o]-1)$，留出余量。
-# 4. 看到抢占，先数重算的 token 占多少；不到几个百分点就别动，别为了零抢占砍掉座位。
+# 4. 看到抢占，先数重算的 token 占多少；远少于有用的 token 就别动，别为了零抢占砍掉座位。
 # 5. 预测和实测用同一串到达比；对不上时先重新标定，再怀疑模型。
 
 # %% [markdown] key="summary" lang="en" partner="9d89a5df"
@@ -826,8 +823,8 @@ engine.shutdown()
 # 2. Switch chunked prefill on; work out its budget from $a$, $b$, $d$ and a limit on inter-token latency,
 #    measure it on your own machine, and copy nobody's.
 # 3. A smaller budget is not always a smoother service: check $\lambda<(C/t_C)/(E[p]+E[o]-1)$, with room to spare.
-# 4. Where there are preemptions, first count which share of the tokens is recomputed; below a few percent leave it,
-#    and don't cut seats for the sake of none.
+# 4. Where there are preemptions, count the recomputed tokens first; if they are far fewer than the useful
+#    ones, leave it, and don't cut seats for the sake of none.
 # 5. Compare prediction and measurement on the same arrivals; where they differ, calibrate again before you
 #    doubt the model.
 

@@ -100,13 +100,23 @@ _ = ax.legend()
 
 # %% [markdown] key="room-reading" lang="zh" partner="30bc7dcf"
 # 虚线是老老实实一步一个 token 的价钱。实线在它下面多远，就有多少可赚：猜对了，一步顶几步用。
-# 批大小为 1 时实线最平，因为时间花在读权重和固定开销上；批越大，算术的份额越大，空位越少。这张图就是本课的一半。
+#
+# 实线为什么会往上走？一是算术：批越大，一步里的空位已经被别的请求占了，多一个 token 就多一份钱。二是引擎会**换路**：
+# 这里的 CPU 引擎让不超过 4 个 token 的步每层只走一个编译好的循环，再多就逐个调用矩阵库，固定开销大得多。
+# 批大小为 1 时，不猜的步走的正是便宜的那条路，3 个 token 还在上面，5 个就不在了，两点之间往往有一个台阶。
+# 普通的一步越快，检查就显得越贵：$r(k)$ 是引擎和机器合起来的数，抄不来，只能量。这张图就是本课的一半。
 
 # %% [markdown] key="room-reading" lang="en" partner="8b12d701"
 # The dashed line is the honest price of one step for each token. How far a curve lies below it is how much
-# there is to gain: with right guesses, one step does the work of several. At batch size 1 the curve is
-# flattest, because the time goes into reading weights and into fixed costs; a larger batch spends more on
-# arithmetic and has less room. This figure is half of the lesson.
+# there is to gain: with right guesses, one step does the work of several.
+#
+# Why does a curve rise at all? First, arithmetic: in a larger batch the other requests have taken the room
+# already, and every further token has its price. Second, the engine **changes its route**: the CPU engine here
+# takes a step of up to 4 tokens through one compiled loop per layer, and a larger one through separate calls to
+# a matrix library, with far more fixed cost. At batch size 1 the plain step takes the cheap route; 3 tokens are
+# still on it and 5 no longer, so there is often a stair between these two points. The faster the plain step, the
+# dearer the checking looks: $r(k)$ belongs to engine and machine together, and nobody's figure but your own
+# will do. This figure is half of the lesson.
 
 # %% [markdown] key="formula" lang="zh" partner="66ed1908"
 # ## 公式：一步能出几个 token
@@ -117,11 +127,12 @@ _ = ax.legend()
 #
 # $$E=1+\alpha+\dots+\alpha^k=\frac{1-\alpha^{k+1}}{1-\alpha},\qquad S=\frac{E}{r(k)+kc}$$
 #
-# $c$ 是猜一个 token 的成本除以主模型一步的成本。书上的公式把 $r(k)$ 写成 1，那是权重读取占去全部时间的情形。
-# $r=1$ 时有一条好记的推论：**只要 $\alpha>c$，猜一个就不亏**，因为 $S=(1+\alpha)/(1+c)$。
+# 分母是账单，有两项：$c$ 是**猜**一个 token 的成本除以主模型一步的成本；$r(k)$ 是**查**的成本，猜得再便宜也要付。
+# 书上的公式把 $r(k)$ 写成 1，那是权重读取占去全部时间的情形，这时有一条好记的推论：**只要 $\alpha>c$，猜一个就不亏**，
+# 因为 $S=(1+\alpha)/(1+c)$。查要花钱时，门槛升到 $\alpha>c+r(1)-1$。
 #
 # 下面让引擎自己的调度代码走一遍：圆圈里每个猜测独立地抛硬币；叉号里的猜测成片地对、成片地错（抄写的段落和创作的段落），
-# 步长和总的 $\alpha$ 从运行里数出来。
+# 它的 $\alpha$ 从运行里数出来。
 
 # %% [markdown] key="formula" lang="en" partner="aca0e3a2"
 # ## The formula: tokens from a step
@@ -133,13 +144,15 @@ _ = ax.legend()
 #
 # $$E=1+\alpha+\dots+\alpha^k=\frac{1-\alpha^{k+1}}{1-\alpha},\qquad S=\frac{E}{r(k)+kc}$$
 #
-# Here $c$ is the cost of guessing one token over that of a step of the main model. Textbooks write 1 for
-# $r(k)$, which holds when reading the weights takes all the time. With $r=1$ there is a rule to remember:
-# **as long as $\alpha>c$, one guess pays**, because $S=(1+\alpha)/(1+c)$.
+# The denominator is the bill, and it has two items: $c$ is the cost of **guessing** one token over that of a
+# step of the main model, and $r(k)$ is the cost of **checking**, due however cheap the guesses. Textbooks write
+# 1 for $r(k)$, which holds when reading the weights takes all the time, and gives a rule to remember:
+# **as long as $\alpha>c$, one guess pays**, because $S=(1+\alpha)/(1+c)$. Where checking costs something, the
+# bar rises to $\alpha>c+r(1)-1$.
 #
-# Now the engine's own planner walks it through. For the circles every guess is an independent toss of a
-# coin. For the crosses guesses are right in stretches and wrong in stretches (text that is copied, and text
-# that is made up), and $\alpha$ is counted in the run itself.
+# Now the engine's own planner plays it out. For the circles every guess is an independent toss of a coin. For
+# the crosses guesses are right in stretches and wrong in stretches (text that is copied, and text that is
+# made up), and their $\alpha$ is counted in the run itself.
 
 # %% key="formula-code" tags=["nbval-check-output"]
 lengths = (1, 2, 4, 8)
@@ -189,7 +202,7 @@ _ = ax.set(xlim=(0, 9.5), ylim=0)
 # %% [markdown] key="sheet" lang="zh" partner="02038cc7"
 # ## 先用日志算：标准答案法
 #
-# 最便宜的猜测者不是模型，而是**提示查找**：最后几个 token 上次出现时，后面跟着什么？就猜什么。成本几乎为零，$c\approx0$。
+# 最便宜的猜测者不是模型，而是**提示查找**：最后几个 token 上次出现时，后面跟着什么？就猜什么。猜几乎不要钱，$c\approx0$；查还是要付 $r(k)$。
 #
 # 贪心解码时，投机不改变答案。于是有一个省钱的办法：拿一份已经有答案的日志，逐步重放，看每个猜测对不对。不需要模型，
 # 走的是引擎自己的调度代码，步数一步不差。下面重放四份答案：改名任务（整段照抄，只换一个名字）、`course-tiny` 的贪心续写、
@@ -199,7 +212,7 @@ _ = ax.set(xlim=(0, 9.5), ylim=0)
 # ## First from the logs: the answer sheet
 #
 # The cheapest guesser is no model but **prompt lookup**: what followed the last few tokens where they stood
-# before? Guess that. It costs next to nothing, $c\approx0$.
+# before? Guess that. Guessing costs next to nothing, $c\approx0$; checking still costs $r(k)$.
 #
 # With greedy decoding, speculation does not change the answer. That allows a cheap trick: take a log that
 # has the answers, replay it step by step, and see which guesses would have been right. No model is needed,
@@ -240,14 +253,14 @@ for name, sheet in sheets.items():
     )
 
 # %% [markdown] key="sheet-reading" lang="zh" partner="d3717ad3"
-# 同一个猜测者，同一台机器，差别全在**文本**。改写、摘要、补丁这类要引用原文的任务，猜测者手里就有答案；开放式写作里它无话可说。
+# 同一个猜测者，同一台机器，差别全在**文本**。改写、摘要、补丁这类要引用原文的任务，猜测者手里就有答案；开放式写作里它几乎无话可说。
 # 贪心一行要打折看：小模型贪心时爱重复自己，正中提示查找的下怀。供应商的 2.8 倍多半就是在这样的文本上量的，
 # 所以他没有说谎，只是那不是你的文本。
 
 # %% [markdown] key="sheet-reading" lang="en" partner="3bee1882"
 # The same guesser on the same machine, and all the difference is in the **text**. In tasks that quote, such
-# as edits, summaries and patches, the guesser holds the answer in its hands; in free writing it has nothing
-# to say. Take the greedy row with a grain of salt: a small model repeats itself when it is greedy, which
+# as edits, summaries and patches, the guesser holds the answer in its hands; in free writing it has hardly
+# anything to say. Take the greedy row with a grain of salt: a small model repeats itself when it is greedy, which
 # plays into the hands of prompt lookup. The vendor's 2.8 was probably measured on such text. It is no lie;
 # it is just not your text.
 
@@ -309,15 +322,23 @@ _ = ax.set(xlim=(0.5, 10), ylim=0)
 
 # %% [markdown] key="columns-reading" lang="zh" partner="aeaa3f14"
 # 步数在纸上和引擎里一步不差，答案逐个 token 相同。所以仿真与实测之间若有差距，只可能来自时间：机器在标定之后变了速度，
-# 或者 $r(k)$ 随上下文变长。理论则多错一处：它以为每一步都有 $k$ 个猜测，而提示查找常常什么也没找到。
-# 「猜了几成」和「猜对几成」是两个数，上一节的表把它们分开了。
+# $r(k)$ 随上下文变大，或者没量过的 $k$ 靠插值估得不准。理论则多错一处：它以为每一步都有 $k$ 个猜测，而提示查找常常什么也没找到，
+# 那样的一步只出一个 token，也只花一步的钱。「猜了几成」和「猜对几成」是两个数，上一节的表把它们分开了。
+#
+# 看步数怎么随 $k$ 减少：头几个猜测省得最多，越往后省得越少，而 $r(k)$ 照涨不误。所以猜得更长不一定更快；
+# 省下的步抵不过变贵的步，加速比就到 1 以下。哪个 $k$ 最好，由你机器上的 $r(k)$ 说了算。
 
 # %% [markdown] key="columns-reading" lang="en" partner="b08ff7ae"
 # Steps on paper and steps in the engine agree to the last one, and the answers agree token by token. So
 # whatever lies between simulated and measured is a matter of time: the machine has changed its speed since
-# it was calibrated, or $r(k)$ grows with the context. Theory errs once more: it takes it that every step has
-# $k$ guesses, while prompt lookup often finds none. "How often it guesses" and "how often it is right" are
-# two numbers, and the table of the last section keeps them apart.
+# it was calibrated, $r(k)$ grows with the context, or interpolation is off for a $k$ that was not timed. Theory
+# errs once more: it takes it that every step has $k$ guesses, while prompt lookup often finds none, and such a
+# step gives one token for the price of one step. "How often it guesses" and "how often it is right" are two
+# numbers, and the table of the last section keeps them apart.
+#
+# See how the steps fall with $k$: the first guesses save most, later ones less and less, while $r(k)$ goes on
+# rising. So longer guesses need not be faster, and where the steps saved don't pay for the steps made dearer, the
+# speed-up is below 1. Which $k$ is best is decided by $r(k)$ on your machine.
 
 # %% [markdown] key="draft" lang="zh" partner="7ff4dfd6"
 # ## 草稿模型：便宜多少才够
@@ -355,21 +376,21 @@ print(
 )
 
 # %% [markdown] key="draft-reading" lang="zh" partner="bb082dd0"
-# 参数少得多，一步却没便宜那么多：这么小的模型，时间大半花在每层、每次调用的固定开销上，层数减半才是真正省下的。
-# $c$ 一高，公式即使对最好的 $k$ 也许诺不了多少；实测往往还要低一截，因为每次猜测都要另走一趟调度、补读和核对，公式里没有它们。
-# 最后一行换一对模型：0.6B 的草稿配 32B 的主模型，读权重占去时间时 $c\approx0.02$，同样的接受率就值钱了。
-# **要的不是小草稿，是相对便宜的草稿。** 没有这样一对模型，就用提示查找。
+# 参数少得多，一步却没便宜那么多。参数少，省的是读权重的时间；每层、每次调用的固定开销只随层数减半，
+# 模型越小，这一份越重。$c$ 一高，公式即使对最好的 $k$ 也许诺不了多少；实测还不一定够得着，因为每次猜测都要另走一趟调度、补读和核对，
+# 公式里没有它们。最后一行换一对模型，并取 $r=1$：0.6B 的草稿配 32B 的主模型，读权重占去时间时 $c\approx0.02$，同样的接受率就值钱了。
+# **要的不是小草稿，是相对便宜的草稿。** 没有这样一对模型，还有提示查找：它的 $c$ 是零，要过的关只剩 $r(k)$。
 # （`bench-30m` 的权重是随机的，没有谁能替它猜，所以不参加。）
 
 # %% [markdown] key="draft-reading" lang="en" partner="8aebb6e4"
-# Far fewer parameters, and yet a step that is not as much cheaper: in models as small as these most of the
-# time is fixed cost, per layer and per call, and it is the halved number of layers that saves. With a high $c$
-# the formula promises little even for the best $k$, and the measurement is often lower still, because drafting
-# takes a trip of its own through planning, catching up and checking, of which the formula knows nothing. The
-# last line tries another pair: a draft of 0.6B for a main model of 32B has $c\approx0.02$ where reading weights
-# takes the time, and then the same acceptance is worth a lot. **What you want is not a small draft but a
-# relatively cheap one.** Without such a pair, use prompt lookup. (`bench-30m` has random weights, nobody can
-# guess for it, so it stays out.)
+# Far fewer parameters, and yet a step that is not as much cheaper. Fewer parameters save time in reading weights;
+# the fixed cost per layer and per call only halves with the number of layers, and the smaller a model, the more
+# it weighs. With a high $c$ the formula promises little even for the best $k$, and the measurement need not
+# reach that, because drafting takes a trip of its own through planning, catching up and checking, of which the
+# formula knows nothing. The last line tries another pair, with $r=1$: a draft of 0.6B for a main model of 32B has
+# $c\approx0.02$ where reading weights takes the time, and then the same acceptance is worth a lot. **What you
+# want is not a small draft but a relatively cheap one.** Without such a pair there is prompt lookup: its $c$ is
+# zero, and only $r(k)$ is left to beat. (`bench-30m` has random weights, nobody can guess for it, so it stays out.)
 
 # %% [markdown] key="noon" lang="zh" partner="d5f76f31"
 # ## 中午：批大了，空位没了
@@ -413,17 +434,17 @@ ax.set_ylim(0)
 _ = ax.legend()
 
 # %% [markdown] key="noon-reading" lang="zh" partner="4d83edb8"
-# 方块是实测，虚线是预测。好猜的文本随批变大赚得越来越少，难猜的文本本来就没什么可赚。
+# 方块是实测，虚线是预测。好猜的文本，赚头随批变大而缩小；难猜的文本本来就没什么可赚，批大小为 1 时也可能已经在亏。
 # 大批的实测通常还低于预测：各请求的猜测个数不同，注意力要分组计算；而且猜得准的请求先走，批在尾声里变小。
-# 模型再大一些，算术更早成为瓶颈，跌到 1 以下只是时间问题。所以生产引擎按负载**动态地**减少猜测个数，忙时减到 0。
+# 算术一成为瓶颈，每个猜错的 token 都按全价收费，跌到 1 以下就不奇怪了。所以生产引擎按负载**动态地**减少猜测个数，忙时减到 0。
 
 # %% [markdown] key="noon-reading" lang="en" partner="a508e8b0"
-# Squares are measured, dashes predicted. On text that is easy to guess the gain shrinks as the batch grows,
-# and on text that is hard to guess there was little to gain to begin with. In large batches the measurement
-# is mostly below the prediction: requests differ in their numbers of guesses, so attention works in groups,
-# and those with good guesses leave early, so that the batch thins out towards the end. In a larger model
-# arithmetic becomes the bottleneck sooner, and a fall below 1 is a matter of time. That is why production
-# engines lower the number of guesses **with the load**, down to 0 when they are busy.
+# Squares are measured, dashes predicted. On text that is easy to guess the gain shrinks as the batch grows; on
+# text that is hard to guess there was little to gain to begin with, and even batch size 1 may be a loss. In
+# large batches the measurement is mostly below the prediction: requests differ in their numbers of guesses, so
+# attention works in groups, and those with good guesses leave early, so that the batch thins out towards the
+# end. Once arithmetic is the bottleneck, each wrong guess is charged in full, and a fall below 1 is no surprise.
+# That is why production engines lower the number of guesses **with the load**, down to 0 when they are busy.
 
 # %% [markdown] key="exact" lang="zh" partner="b6356012"
 # ## 采样时也一点不差
@@ -439,7 +460,7 @@ _ = ax.legend()
 # 顺带得到 $\alpha=\sum\min(p,q)$：两个分布重叠的面积。五个 token 的玩具足够看清，也看清一个常见的错误：重抽时直接用 $p$。
 
 # %% [markdown] key="exact" lang="en" partner="46cfea49"
-# ## With sampling, exact as well
+# ## Just as exact with sampling
 #
 # Greedy answers are the same; we have compared them token by token. (In float32, that is. In bfloat16, two
 # tokens with almost equal scores may change places with the company that they have in a step, as they may
@@ -586,18 +607,23 @@ print(f"H200 on paper: 2 times up to batch {ridge / 2:.0f}, then less, and nothi
 
 # %% [markdown] key="turning-reading" lang="zh" partner="9c991d42"
 # 质量几乎没掉，速度要看批。许多 CPU 对 bfloat16 有专门的矩阵指令，却没有「INT8 权重乘 bfloat16 激活」的，
-# 于是边乘边还原，批一大，算术就成了瓶颈。最后一行是**算术**，不是测量：GPU 的算术多得多，转折点在一百上下才开始。
-# 投机解码在那里用的是同一份余量：$b(k+1)$ 不超过这条脊线，多算的 token 才近乎免费。
+# 于是边乘边还原，批一大，算术就成了瓶颈。直线只是概括：行数少和行数多时引擎走的是两条路，点会偏离直线，从哪个批开始亏以上面的表为准。
+#
+# 最后一行是**算术**，不是测量：GPU 的算术多得多，转折点在一百上下才开始。
+# 投机解码在那里用的是同一份余量：$b(k+1)$ 不超过屋脊点，多算的 token 才近乎免费。
 # 能把激活也变成 INT8 的内核（SmoothQuant 一类）可以两头都赚，代价是更难保住质量。
 
 # %% [markdown] key="turning-reading" lang="en" partner="1bb31b45"
 # Hardly any quality is lost, and the speed depends on the batch. Many CPUs have matrix instructions for
 # bfloat16 and none for INT8 weights times bfloat16 activations, so weights are restored while they are
-# multiplied, and in a large batch that arithmetic is the bottleneck. The last line is **arithmetic** and not
-# a measurement: a GPU has so much more of it that the turn begins only around a hundred. Speculation there
-# lives on the same reserve: as long as $b(k+1)$ stays below that ridge, further tokens are almost free.
-# Kernels that take INT8 activations as well (in the manner of SmoothQuant) can win at both ends, at the price
-# of quality that is harder to keep.
+# multiplied, and in a large batch that arithmetic is the bottleneck. The lines are no more than a summary: few
+# rows and many take two routes through the engine, so points stray from them, and the batch from which INT8
+# loses is to be read off the table above.
+#
+# The last line is **arithmetic** and not a measurement: a GPU has so much more of it that the turn begins only
+# around a hundred. Speculation there lives on the same reserve: as long as $b(k+1)$ stays below the ridge point,
+# further tokens are almost free. Kernels that take INT8 activations as well (in the manner of SmoothQuant) can
+# win at both ends, at the price of quality that is harder to keep.
 
 # %% [markdown] key="decide" lang="zh" partner="d40146b9"
 # ## 结账
@@ -621,14 +647,16 @@ for time, column in (("night", 1), ("noon", 2)):
     print(f"at {time}: " + (f"{name}, {best:.2f} times" if best > 1.05 else "neither"))
 
 # %% [markdown] key="decide-reading" lang="zh" partner="173b708b"
-# 投机解码量的是 `course-tiny`，INT8 量的是 `bench-30m`，两行的倍数属于各自的模型；可以比的是**形状**：夜里的余量到中午还剩多少。
-# 两件商品卖的都是同一样东西，读权重时闲着的算术。夜里它多得是，中午批处理已经把它用掉了。
+# 投机解码量的是 `course-tiny`，INT8 量的是 `bench-30m`，两行的倍数属于各自的模型；可以比的是**形状**：夜里赚到的，到中午还剩多少。
+# 两件商品花的都是同一样东西，读权重时闲着的算术。夜里它多得是，中午批处理已经把它用掉了。
+# 引擎把普通的一步做得越快，留给投机解码的也越少：供应商的倍数，还要问是跟多慢的引擎比的。
 
 # %% [markdown] key="decide-reading" lang="en" partner="c00026c2"
 # Speculation was measured on `course-tiny` and INT8 on `bench-30m`, so each row's factors belong to its own
-# model; what can be compared is the **shape**: how much of the night's gain is left at noon. Both vendors
-# sell the same thing, arithmetic that idles while weights are read. At night there is plenty of it, and at
-# noon batching has used it up.
+# model; what can be compared is the **shape**: how much of the night's gain is left at noon. Both products
+# spend the same thing, arithmetic that idles while weights are read. At night there is plenty of it, and at
+# noon batching has used it up. And the faster an engine makes its plain step, the less it leaves to speculation:
+# of a vendor's factor, ask how slow the engine was that it was measured against.
 
 # %% [markdown] key="exercises" lang="zh" partner="bebb4768"
 # ## 练习
@@ -757,9 +785,9 @@ for engine in {*engines.values(), *drafters.values()}:
 # ## 星期一怎么做
 #
 # 1. 拿一天的日志，用提示查找重放一遍：每步能出几个 token，一个下午就知道，不用碰线上服务。
-# 2. 在自己的机器、自己的批大小上量 $r(k)$；$r(k)$ 不平，再好的接受率也没用。
+# 2. 在自己的机器、自己的批大小上量 $r(k)$；每步的 token 数超不过 $r(k)+kc$，就别开。
 # 3. 看监控时分清 $\alpha$ 和 accepted/drafted，别把后者代进公式。
-# 4. 草稿模型先比 $\alpha$ 和 $c$；$\alpha$ 不大于 $c$ 就别上。让猜测个数随负载下降。
+# 4. 草稿模型先比 $\alpha$ 和 $c+r(1)-1$；$\alpha$ 不比它大就别上。让猜测个数随负载下降。
 # 5. INT8 先量两个数：你自己文本上的困惑度，和你最忙时那个批大小上的一步耗时。
 
 # %% [markdown] key="summary" lang="en" partner="47612f3d"
@@ -767,10 +795,11 @@ for engine in {*engines.values(), *drafters.values()}:
 #
 # 1. Take a day of logs and replay them with prompt lookup: an afternoon tells the tokens per step, without
 #    touching the service.
-# 2. Measure $r(k)$ on your own machine at your own batch size; where $r(k)$ is not flat, no acceptance helps.
+# 2. Measure $r(k)$ on your own machine at your own batch size; unless the tokens per step exceed $r(k)+kc$,
+#    leave speculation off.
 # 3. On a dashboard, tell $\alpha$ from accepted/drafted, and never put the latter into the formula.
-# 4. Of a draft model compare $\alpha$ and $c$ first; unless $\alpha$ is above $c$, leave it. Let the number of
-#    guesses fall with the load.
+# 4. Of a draft model compare $\alpha$ and $c+r(1)-1$ first; unless $\alpha$ is the larger, leave it. Let the
+#    number of guesses fall with the load.
 # 5. Of INT8 measure two things first: perplexity on text of your own, and the step time at the batch size of
 #    your busiest hour.
 

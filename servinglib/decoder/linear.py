@@ -10,8 +10,6 @@ where arithmetic does; lesson 10 measures the turning point.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Protocol
 
 import torch
@@ -77,20 +75,6 @@ def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     largest = weight.float().abs().amax(1, keepdim=True).clamp(min=1e-8)
     scale = largest / 127
     return (weight.float() / scale).round().to(torch.int8), scale[:, 0].to(weight.dtype)
-
-
-def linear_class(
-    attention: str, quantization: str | None, dtype: torch.dtype, device: torch.device
-) -> Callable[[torch.Tensor, torch.Tensor | None], Linear]:
-    """The form of the weights for this way to compute, number format and device."""
-    if attention == "numba":
-        from servinglib.decoder.cpu import CpuLinear
-
-        return partial(CpuLinear, int8=quantization == "int8")
-    if quantization == "int8":
-        return Int8Linear
-    packs = device.type == "cpu" and dtype != torch.float32 and packable(dtype)
-    return PackedLinear if packs else DenseLinear
 
 
 def packable(dtype: torch.dtype) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import torch
 from transformers import AutoConfig
 
 from servinglib.decoder.attention import TorchAttention
-from servinglib.decoder.linear import linear_class
-from servinglib.decoder.model import Decoder, RotaryTable, TorchOperations, Weights
+from servinglib.decoder.linear import DenseLinear, Int8Linear, PackedLinear, packable
+from servinglib.decoder.model import Decoder, MakeLinear, RotaryTable, TorchOperations, Weights
 from servinglib.decoder.pages import Span
 from servinglib.decoder.shape import DecoderShape
 from servinglib.models.loading import find_checkpoint
@@ -129,3 +130,17 @@ def assemble(
         zero = torch.zeros(1, dtype=torch.int64)
         decoder.forward(zero, zero, attention, zero)
     return decoder, attention
+
+
+def linear_class(
+    attention: str, quantization: str | None, dtype: torch.dtype, device: torch.device
+) -> MakeLinear:
+    """The form of the weights for this way to compute, number format and device."""
+    if attention == "numba":
+        from servinglib.decoder.cpu import CpuLinear
+
+        return partial(CpuLinear, int8=quantization == "int8")
+    if quantization == "int8":
+        return Int8Linear
+    packs = device.type == "cpu" and dtype != torch.float32 and packable(dtype)
+    return PackedLinear if packs else DenseLinear

@@ -27,7 +27,7 @@ from servinglib.server.batch_server import BatchInferenceServer
 from simulations.serving import ServiceTime, simulate_batching
 
 NOT_YET = ("continuous", "vllm")
-"""Architectures of the course that this release can't measure; the report says why."""
+"""Architectures of the course that this experiment can't measure; the report says why."""
 
 
 class ReplicaProcess:

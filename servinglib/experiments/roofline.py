@@ -15,8 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from servinglib.decoder.linear import linear_class
-from servinglib.decoder.loading import best_attention
+from servinglib.decoder.loading import best_attention, linear_class
 from servinglib.engines.continuous.engine import ContinuousEngine
 from servinglib.errors import InvalidSetting
 from servinglib.models.shapes import Shape

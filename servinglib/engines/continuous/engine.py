@@ -3,11 +3,11 @@
 A bus that leaves when it is full is a static batch. This engine is the ski lift: requests get on and
 off at every step. The parts, in the order in which one reads them:
 
-    loop        the thread that goes step by step              policies.stepping   what a step holds
-    runner      computes a step                                cache.block_pool    who holds which page
-    model       the decoder                                    cache.prefix        which pages are alike
-    attention   keys and values in pages                       policies.scheduling who goes first
-    speculative guesses and checks
+    loop               the thread that goes step by step       policies.stepping   what a step holds
+    runner             has a step computed                     cache.block_pool    who holds which page
+    speculative        guesses and checks                      cache.prefix        which pages are alike
+    decoder.model      what a step computes                    policies.scheduling who goes first
+    decoder.attention  keys and values in pages
 
 Lessons 05 to 08 and 10 take it apart.
 """
@@ -33,8 +33,7 @@ from servinglib.request import Request, TokenEvent
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from servinglib.decoder.memory import MemoryPlan
-    from servinglib.engines.continuous.loop import EngineLoop
+    from servinglib.engines.continuous.loading import Parts
 
 
 class ContinuousEngine(Engine):
@@ -51,23 +50,13 @@ class ContinuousEngine(Engine):
     """
 
     name = "continuous"
-    attention = "torch"
     capabilities = Capabilities("continuous", sampling=True, real_model=True, choices=True, logprobs=True)
 
-    def __init__(
-        self,
-        loop: EngineLoop,
-        tokenizer: PreTrainedTokenizerBase,
-        model_name: str,
-        vocabulary: int,
-        context_length: int,
-        eos_ids: frozenset[int],
-        memory: MemoryPlan,
-    ) -> None:
-        self._loop, self._tokenizer = loop, tokenizer
-        self.model_name, self.context_length, self.vocabulary = model_name, context_length, vocabulary
-        self.eos_ids, self.memory = eos_ids, memory
-        self.decode = _decoder(tokenizer)
+    def __init__(self, model_name: str, parts: Parts) -> None:
+        self._loop, self._tokenizer, self.model_name = parts.loop, parts.tokenizer, model_name
+        self.context_length, self.vocabulary = parts.context_length, parts.vocabulary
+        self.eos_ids, self.memory, self.attention = parts.eos_ids, parts.memory, parts.attention
+        self.decode = _decoder(parts.tokenizer)
         self._listeners: dict[asyncio.AbstractEventLoop, Listener] = {}
 
     @classmethod
@@ -84,7 +73,7 @@ class ContinuousEngine(Engine):
         for option in options:
             if option not in Settings.names():
                 raise UnknownName("option", option, Settings.names())
-        return load(cls, model, Settings(**options))
+        return cls(model, load(model, Settings(**options)))
 
     @property
     def statistics(self) -> EngineStatistics:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +30,9 @@ from servinglib.policies.scheduling import SchedulingPolicy, scheduling_policy
 from servinglib.policies.stepping import StepPlanner, check_limits
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from servinglib.decoder.graphs import DecodeGraphs
-    from servinglib.engines.continuous.engine import ContinuousEngine
 
 QUANTIZATIONS = ("int8",)
 PROMPT_LOOKUP = "prompt-lookup"
@@ -141,7 +141,20 @@ class Settings:
         return [f.name for f in fields(cls)]
 
 
-def load(make: Callable[..., ContinuousEngine], model: str, settings: Settings) -> ContinuousEngine:
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What an engine is made of: the running loop, and what its face has to know of the model."""
+
+    loop: EngineLoop
+    tokenizer: PreTrainedTokenizerBase
+    vocabulary: int
+    context_length: int
+    eos_ids: frozenset[int]
+    memory: MemoryPlan
+    attention: str
+
+
+def load(model: str, settings: Settings) -> Parts:
     """Check, size the memory, then read the weights in the engine's own thread."""
     policy = settings.policy
     policy = scheduling_policy(policy) if isinstance(policy, str) else policy
@@ -175,9 +188,7 @@ def load(make: Callable[..., ContinuousEngine], model: str, settings: Settings) 
     tokenizer = load_tokenizer(found.folder)
     loop = EngineLoop(build, settings.prefix_caching, settings.predictor, bool(settings.overlap))
     eos_ids = _eos_ids(found, tokenizer)
-    engine = make(loop, tokenizer, model, found.shape.vocabulary, context, eos_ids, memory)
-    engine.attention = settings.attention
-    return engine
+    return Parts(loop, tokenizer, found.shape.vocabulary, context, eos_ids, memory, settings.attention)
 
 
 def _graphs(model: Decoder, attention: Any, settings: Settings) -> DecodeGraphs | None:

@@ -18,6 +18,7 @@ from servinglib.cache.block_pool import BlockPool
 from servinglib.decoder.step import Outcome
 from servinglib.engines.answer import Answer
 from servinglib.engines.continuous.engine import ContinuousEngine
+from servinglib.engines.continuous.loading import Parts
 from servinglib.engines.continuous.loop import EngineLoop
 from servinglib.engines.continuous.requests import Choice, Ticket
 from servinglib.engines.continuous.runner import Runner
@@ -271,4 +272,6 @@ def scripted_engine(eos: Sequence[int] = (), **world: Any) -> ContinuousEngine:
     loop = EngineLoop(build(**world))
     context = loop.planner.pool.num_blocks * loop.planner.pool.block_size
     tokenizer, memory = cast("Any", _Tokenizer()), cast("Any", None)
-    return ContinuousEngine(loop, tokenizer, "scripted", VOCABULARY, context, frozenset(eos), memory)
+    return ContinuousEngine(
+        "scripted", Parts(loop, tokenizer, VOCABULARY, context, frozenset(eos), memory, "torch")
+    )
