@@ -110,19 +110,19 @@ n = lengths[-1]
 print(f"an answer of {n:,} tokens: {n * (n + 1) // 2:,} token computations without a cache, {n:,} with one")
 print(f"token number {n:,}: {without[-1]:.1f} ms anew, {cached[-1]:.1f} ms with the cache")
 
-# %% [markdown] key="two-reading" lang="zh" partner="1874a278"
+# %% [markdown] key="two-reading" lang="zh" partner="8144cf9b"
 # 再看一眼橙线：左端，读 64 个 token 的提示用不了读 16 个的四倍时间，因为权重读一遍大家共用；越往右，算术越占上风，
-# 时间就跟着 token 数走。解码的一步里每个序列只有一个 token，读一遍权重只乘几行，忙的是内存。一个服务里住着两种负载：
+# 时间就跟着 token 数走。解码的一步里每个序列只有一个 token，读一遍权重只乘几行。一个服务里住着两种负载：
 # 预填充忙在算术，管着首 token 延迟；解码忙在内存，管着每 token 时间。
 
-# %% [markdown] key="two-reading" lang="en" partner="4d51756e"
+# %% [markdown] key="two-reading" lang="en" partner="04c08dba"
 # Look at the orange line again. On the left, to read 64 tokens of prompt takes less than four times what 16
 # take, since all share one reading of the weights; further right arithmetic takes over, and time goes with
-# the number of tokens. A decode step holds one token of each sequence, reads all the weights to multiply a
-# few rows, and memory is busy. Two kinds of load live in one service: prefill keeps arithmetic busy and sets
-# the time to first token, decode keeps memory busy and sets the time per output token.
+# the number of tokens. A decode step holds one token of each sequence and reads all the weights to multiply
+# a few rows. Two kinds of load live in one service: prefill keeps arithmetic busy and sets the time to first
+# token, decode keeps memory busy and sets the time per output token.
 
-# %% [markdown] key="bytes" lang="zh" partner="187e023b"
+# %% [markdown] key="bytes" lang="zh" partner="03dc86ee"
 # ## 一个 token 留下多少字节
 #
 # 每一层、每个 KV 头留下一个键和一个值：
@@ -132,7 +132,7 @@ print(f"token number {n:,}: {without[-1]:.1f} ms anew, {cached[-1]:.1f} ms with 
 # KV 头可以比查询头少：几个查询头共用一个 KV 头，叫分组查询注意力（GQA）。表里的 MHA 一列是不共用时的代价。
 # 最后一列是一块 24 GB 的卡，拿出九成，减去权重，再除以 4,096 个 token 的 KV 缓存。全部按 bf16，每个数 2 字节。
 
-# %% [markdown] key="bytes" lang="en" partner="16373a7b"
+# %% [markdown] key="bytes" lang="en" partner="8b47967b"
 # ## How many bytes a token leaves
 #
 # Each KV head of each layer keeps one key and one value:
@@ -161,7 +161,7 @@ for name, (weights, layers, heads, kv_heads, size) in models.items():
         f"{4096 * per_token / 1e6:10.1f} MB {users:12,d}"
     )
 
-# %% [markdown] key="bytes-reading" lang="zh" partner="037e4e00"
+# %% [markdown] key="bytes-reading" lang="zh" partner="b4286298"
 # 同事只看了权重。一个满上下文的用户占 470 MB，三个用户就超过了全部权重，卡上装 43 人就满了。
 # 表里还有一处意外：参数差了十几倍的两个模型，每个 token 留下的字节几乎一样多。KV 缓存的大小只看层数、KV 头数和头的大小，
 # 和「模型有多少参数」不是一回事。所以读 config，别按参数估。
@@ -174,7 +174,7 @@ for name, (weights, layers, heads, kv_heads, size) in models.items():
 # differ by more than ten times leave nearly the same bytes per token. KV cache depends on layers, KV heads
 # and head size, and "how many parameters" is another question. Read the config, don't guess from the size.
 #
-# The engine does the same sum before it allocates anything:
+# The engine does the same sum before allocating:
 
 # %% key="memory-code"
 dtype = getattr(torch, choose_dtype("auto", "cpu"))
@@ -182,7 +182,7 @@ print(f"the formula: {kv_bytes_per_token(4, 2, 64, dtype.itemsize):,.0f} bytes p
 print(f"the engine:  {tiny.memory.bytes_per_token:,} bytes per token")
 print(tiny.memory)
 
-# %% [markdown] key="pages" lang="zh" partner="2d2fa361"
+# %% [markdown] key="pages" lang="zh" partner="2765e5dd"
 # ## 分页：浪费从一整条缩到半块
 #
 # 回答有多长，开始时谁也不知道。早期的引擎按最大长度给每个序列预留一整条连续内存，大半用不上。
@@ -193,7 +193,7 @@ print(tiny.memory)
 #
 # 拿引擎自己的 `BlockPool` 量一量：1,000 个长短不一的序列，理论对实测。
 
-# %% [markdown] key="pages" lang="en" partner="7ce8aa97"
+# %% [markdown] key="pages" lang="en" partner="46630b8e"
 # ## Pages: from a whole rail to half a block
 #
 # How long an answer will be nobody knows when it begins. Early engines reserved the maximum for every
@@ -216,7 +216,7 @@ for size in (1, 4, 16, 64, 256, 2048):
     wasted = (taken - held.sum()) / len(held)
     print(f"{size:7d}      theory {theory:7.1f}, pool {wasted:7.1f} {1 - held.sum() / taken:20.1%}")
 
-# %% [markdown] key="dial" lang="zh" partner="617a9ef2"
+# %% [markdown] key="dial" lang="zh" partner="5140d6c1"
 # 最后一行的块和最大长度一样大，那就是旧办法。所以「预留」和「分页」不是两个系统，而是同一个旋钮的两端。
 # 浪费的内存本来能换什么？换同时在算的序列。48 个请求同时到达，内存只够 1,024 个 token，块大小从 1 拧到 256
 # （这里没有序列长过 192）。理论把块数除以一个序列平均占的块数；仿真和引擎跑的是**同一段调度代码**。
@@ -269,22 +269,22 @@ ax.plot(list(dial), simulated, linestyle="", label="simulated", **SIMULATED)
 ax.set_ylim(0)
 _ = ax.legend()
 
-# %% [markdown] key="dial-reading" lang="zh" partner="fe210b25"
-# 仿真和引擎每一步都相同，连抢占次数也一样：决定「谁上这一步」的代码里没有时钟，也没有张量。理论略高，
+# %% [markdown] key="dial-reading" lang="zh" partner="aa7049cd"
+# 仿真和引擎相同，连抢占次数也一样：决定「谁上这一步」的代码里没有时钟，也没有张量。理论略高，
 # 因为它把内存填得不留缝，而队首的请求要等到整段提示都放得下才进得来。同样的内存，小块让步数少了一半。
 #
 # 块小到 16，好处就快拿完了；再小，块表更长，内核每次取的数据更碎。这就是 16 成为惯例的原因。
 # 代价也在表里：不预留，就可能半路没了块，后来的序列只好让位、以后重算，这叫抢占，第 06 课细讲。
 
-# %% [markdown] key="dial-reading" lang="en" partner="e8be1367"
-# Simulation and engine agree at every step, down to the number of preemptions: the code that decides who is
-# in a step knows neither a clock nor a tensor. Theory is a little higher, since it fills memory without gaps,
-# while the first in the queue comes in only when its whole prompt fits. With the same memory, small blocks
+# %% [markdown] key="dial-reading" lang="en" partner="022bc79c"
+# Simulation and engine agree, down to the number of preemptions: the code that decides who is in a step knows
+# neither clock nor tensor. Theory is a little higher, since it fills memory without gaps, while the first in
+# the queue comes in only when its whole prompt fits. With the same memory, small blocks
 # take half the steps.
 #
 # At 16 most of the gain is had; smaller ones make longer tables and give kernels less to fetch at a time. So
 # 16 is the custom. The price is in the table too: without reservation blocks may run out halfway, and the
-# one who came last gives way and is computed again later. That is preemption, and lesson 06 has more of it.
+# last to come gives way, to be computed again later: preemption, the matter of lesson 06.
 
 # %% [markdown] key="machine" lang="zh" partner="5b701c94"
 # ## 两个数：带宽和算力
@@ -293,7 +293,7 @@ _ = ax.legend()
 # 两个数都能量。算力：做一个大矩阵乘法。带宽：把同一块内存反复读。注意「带宽」不是一个数：
 # 数据放得进哪一级缓存，就是哪一级的速度。所以要按权重的大小去读这条曲线。
 
-# %% [markdown] key="machine" lang="en" partner="a885ca4b"
+# %% [markdown] key="machine" lang="en" partner="d4c6c01a"
 # ## Two numbers: bandwidth and arithmetic
 #
 # A step does two things: it fetches weights and cache from memory, and it multiplies them. Think of a water
@@ -324,7 +324,7 @@ for name, shape in shapes.items():
     print(f"{name}: {mib:.0f} MiB of weights, read at {floors[name].bandwidth / 1e9:.1f} GB/s")
 print(f"arithmetic: {flops / 1e9:,.0f} GFLOPS in {dtype}")
 
-# %% [markdown] key="roof" lang="zh" partner="e3b67bf7"
+# %% [markdown] key="roof" lang="zh" partner="90325c6c"
 # ## 屋顶线：下限，以及离下限有多远
 #
 # 一步里有 $n$ 个 token，回头看的上下文共 $K$ 个 token。权重 $P$ 个，占 $w$ 字节；带宽 $\beta$，算力 $F$。那么
@@ -336,7 +336,7 @@ print(f"arithmetic: {flops / 1e9:,.0f} GFLOPS in {dtype}")
 #
 # 下面量三样东西：下限；只做模型的那些矩阵乘法要多久；引擎完整的一步，解码和预填充各量一遍。
 
-# %% [markdown] key="roof" lang="en" partner="9563417a"
+# %% [markdown] key="roof" lang="en" partner="c1983384"
 # ## The roofline: the floor, and how far above it we are
 #
 # A step holds $n$ tokens, which look back at a context of $K$ tokens in all. There are $P$ weights in $w$
@@ -364,7 +364,7 @@ for name, shape in shapes.items():
         prefill = [prefill_steps(engine, n) for n in batches]
     with ContinuousEngine.load(name, attention="torch", **options) as engine:
         engine.warm_up()
-        plain[name] = decode_steps(engine, 1, context=32)
+        plain[name] = decode_steps(engine, 1, context=32) - matrices_time(shape, dtype, (1,), "torch")[0]
     measured[name] = products, decode, prefill
     print(f"{name} (ms)   floor   products alone   decode step   prefill step")
     for n, *times in zip(batches, products, decode, prefill, strict=True):
@@ -372,8 +372,8 @@ for name, shape in shapes.items():
         print("  {:3d} tokens{:13.2f}{:17.2f}{:14.2f}{:15.2f}".format(n, *row))
 print("one sequence, beside the products, in us per layer: the engine, and one small operation at a time")
 for name, (products, decode, _) in measured.items():
-    rest = [(step - products[0]) / shapes[name].num_hidden_layers for step in (decode[0], plain[name])]
-    print("  {:12s}{:6.0f}{:6.0f}".format(name, *(1e6 * t for t in rest)))
+    rest = [1e6 * t / shapes[name].num_hidden_layers for t in (decode[0] - products[0], plain[name])]
+    print("  {:12s}{:6.0f}{:6.0f}".format(name, *rest))
 
 
 # %% key="roof-figure"
@@ -393,7 +393,7 @@ ax.plot(batches, prefill, color=COLOURS["purple"], marker="D", label="engine, pr
 ax.set_ylim(0)
 _ = ax.legend()
 
-# %% [markdown] key="roof-reading" lang="zh" partner="c8288352"
+# %% [markdown] key="roof-reading" lang="zh" partner="7d5aa295"
 # 虚线下面不该有点，这是它的全部承诺；要是有，就是带宽量低了。离虚线有多远，要一层一层看。
 #
 # 从虚线到矩阵乘法：真实的矩阵不够大，达不到峰值。从矩阵乘法到整步：归一化、旋转位置、注意力、激活，每层十几个小操作。
@@ -406,23 +406,23 @@ _ = ax.legend()
 # 批大了，解码涨得比预填充多，除了这个台阶，还因为 64 个用户各有各的缓存要翻，一段提示里的 64 个 token 翻的是同一份。
 # 公式里管这件事的是 $Kk/\beta$。它准不准？让 8 个序列带上长短不同的上下文，直接量出每个 KV token 的价。
 
-# %% [markdown] key="roof-reading" lang="en" partner="558672f5"
+# %% [markdown] key="roof-reading" lang="en" partner="60be4b2a"
 # There should be no point below the dashes, and that is all they promise; if there is one, bandwidth was
-# measured too low. How far above them a point lies has to be read layer by layer.
+# measured too low. How far above them a point lies is read layer by layer.
 #
 # From the dashes to the products: real matrices are too small to reach the peak. From the products to the
 # whole step: norms, rotary positions, attention, activations, a dozen small operations and more in each
 # layer. The last three lines are the evidence. In the right column PyTorch does them one at a time, and the
-# products in its own way too: one model is several times the size of the other, but what they spend **per
-# layer** differs far less, because mostly it is the call that costs, not the data. The left column is the
-# engine: for a very few rows a whole layer is one compiled loop and one call, and a good part of the time is
-# gone. The smaller the model, the larger the share of all this. On a GPU it is called launch overhead, and
-# CUDA graphs and fused kernels were invented against it.
+# products its own way: one model is several times the size of the other, but what they spend **per layer**
+# differs far less, since mostly the call costs, not the data. The left column is the engine: for very few
+# rows a whole layer is compiled into one call, and a good part of the time is gone. The smaller the model,
+# the larger the share of all this. On a GPU this is launch overhead, and CUDA graphs and fused kernels were
+# invented against it.
 #
-# With more rows the engine goes back to products in blocks, so the decode curve climbs a step after its first
-# few rows: to write a step's time as a straight line is an approximation.
+# With more rows the engine goes back to products in blocks, so the decode curve jumps after its first few
+# rows: a straight line for step times is an approximation.
 #
-# With the batch, decode grows more than prefill, not only by that step: 64 users have a cache each to go
+# With the batch, decode grows more than prefill, not only by that jump: 64 users have a cache each to go
 # through, while the 64 tokens of a prompt share one. In the formula this is $Kk/\beta$. Is it right? Give 8
 # sequences contexts of several lengths, and measure the price of a KV token.
 
@@ -447,11 +447,11 @@ reading = floors["bench-30m"].token_bytes / floors["bench-30m"].bandwidth
 print(f"a KV token: {price * 1e3:.2f} us in the engine, {reading * 1e6:.2f} us to read it")
 print(f"contexts of {fixed / price / 8:.0f} tokens double the step of an empty context")
 
-# %% [markdown] key="context-reading" lang="zh" partner="4fbabfd4"
+# %% [markdown] key="context-reading" lang="zh" partner="a5342677"
 # 形状，公式说对了：序列个数不变，步耗时随上下文直线上升。大小要看打印的两个单价差几倍：差得多，说明这台机器上的注意力
 # 不是卡在内存，而是卡在算术上，换个好内核还有得赚。无论几倍，结论不变：**上下文不是白带的，每一步都要再付一次。**
 
-# %% [markdown] key="context-reading" lang="en" partner="4a7dc078"
+# %% [markdown] key="context-reading" lang="en" partner="ac97946c"
 # The formula has the shape right: with as many sequences as before, a step grows in a straight line with the
 # context. Its size is another matter: compare the two printed prices. A large factor means that attention on
 # this machine is held up not by memory but by arithmetic, and a better kernel could gain. Whatever the factor: **a
@@ -584,23 +584,23 @@ row = [
 ]
 print("{:14s}{:10.0f}{:12.0f}{:11.0f}".format("P50 TTFT", *row))
 
-# %% [markdown] key="columns-reading" lang="zh" partner="32822af7"
+# %% [markdown] key="columns-reading" lang="zh" partner="bad4235a"
 # 屋顶线那一列低得多，而且差距比单独一步的差距还大：步慢了，同时在跑的请求就多，步又更慢。它说的是「不可能更快」，
 # 不是「会这么快」。拟合换上从引擎自己量出的四个数，近了多少，看上表；剩下的差，先看 `drift`，再想想直线抹平的那个台阶，和几十个请求的偶然性。
 #
 # 两个模型各有用处。买硬件、定目标，用屋顶线：它不需要先有机器。排容量、定 SLO，用拟合：它不需要知道原因。
 
-# %% [markdown] key="columns-reading" lang="en" partner="a50f5c5e"
-# The column of the roofline is far lower, and by more than a single step would explain: slower steps mean
-# that more requests run at the same time, which makes steps slower still. It says "never faster than this",
-# not "as fast as this". The fit has four numbers measured on the engine itself, and the table shows how much
-# nearer it comes; for what is left, look at `drift` first, then think of the step that a straight line
+# %% [markdown] key="columns-reading" lang="en" partner="727a604e"
+# The roofline column is far lower, and by more than a single step would explain: slower steps mean more
+# requests at a time, which makes steps slower still. It says "never faster than this", not "as fast as this".
+# The fit has four numbers measured on the engine itself, and the table shows how much
+# nearer it comes; for what is left, look at `drift` first, then think of the jump that a straight line
 # smooths over, and of how much is chance in a few dozen requests.
 #
 # Each model has its use. For buying hardware and setting goals, the roofline, which needs no machine yet. For
 # planning capacity and promising an SLO, the fit, which needs to know no reasons.
 
-# %% [markdown] key="breaks" lang="zh" partner="0965c245"
+# %% [markdown] key="breaks" lang="zh" partner="570188a0"
 # ## 什么会让它失灵
 #
 # **模型太小。** 固定开销盖过了读权重，换更快的内存也没用；先减少操作个数。
@@ -611,7 +611,7 @@ print("{:14s}{:10.0f}{:12.0f}{:11.0f}".format("P50 TTFT", *row))
 #
 # **内存不全归 KV 缓存。** 草稿模型、激活值、碎片都要地方；容量差一成，满载时就是抢占和不抢占的区别。
 
-# %% [markdown] key="breaks" lang="en" partner="dd5c48a4"
+# %% [markdown] key="breaks" lang="en" partner="ffeeb66a"
 # ## What breaks it
 #
 # **A model that is too small.** Fixed costs outweigh the reading of weights, and faster memory is no help; cut
@@ -661,7 +661,7 @@ def kv_bytes(config, value_bytes):
 
 check("05.1", kv_bytes)
 
-# %% [markdown] key="exercise2" lang="zh" partner="2614ea87"
+# %% [markdown] key="exercise2" lang="zh" partner="f749868e"
 # **05.2** 写一个块池，替换引擎里的那个。四个方法：`num_available` 是现在还能发几块；`blocks_for` 是多少 token 占几块；
 # `allocate` 返回 `count` 个互不相同的块号（调用者事先看过 `num_available`，块号从 0 到 `num_blocks - 1`）；
 # `release` 收回。前缀共享不用管。`books` 用一段剧本查账：剧本的每一行说哪个序列现在有多少 token，0 表示离开。
@@ -670,7 +670,7 @@ check("05.1", kv_bytes)
 # %% [markdown] key="exercise2" lang="en" partner="6858ba2f"
 # **05.2** Write a pool of blocks that takes the place of the engine's. Four methods: `num_available`, how
 # many can be handed out now; `blocks_for`, how many blocks so many tokens fill; `allocate`, which returns
-# `count` different block numbers (whoever calls has looked at `num_available`; numbers go from 0 to
+# `count` different block numbers (the caller has looked at `num_available`; numbers go from 0 to
 # `num_blocks - 1`); and `release`, which takes them back. Never mind shared prefixes. `books` audits it with
 # a script, in which each line says how many tokens a sequence has now, and 0 that it leaves. Once it passes,
 # `judge` puts it into the simulator and into the real engine.
@@ -729,7 +729,7 @@ print(judge(MyPool))
 # **05.3** 一步解码最少几秒？`batch` 个序列，每个上下文 `context` 个 token；权重 `weight_bytes` 字节、`parameters` 个，
 # 每个 token 的 KV 缓存 `token_bytes` 字节；`bandwidth` 和 `flops` 都是每秒的量。
 
-# %% [markdown] key="exercise3" lang="en" partner="59bdc36e"
+# %% [markdown] key="exercise3" lang="en" partner="1c45ac06"
 # **05.3** How many seconds does a decode step take at least? It has `batch` sequences with `context` tokens
 # each; the weights are `weight_bytes` bytes and `parameters` in number, a token of KV cache is `token_bytes`
 # bytes; `bandwidth` and `flops` are per second.

@@ -1,4 +1,4 @@
-# %% [markdown] key="title" lang="zh" partner="16734f14"
+# %% [markdown] key="title" lang="zh" partner="8c2bcd5b"
 # # 06 · 连续批处理
 #
 # 聊天服务的回答短则 8 个 token，长则 200 个，每 16 个请求凑一批，机器从早忙到晚。
@@ -12,8 +12,7 @@
 # - 按 token 间延迟的上限选分块预填充的预算，并说出首 token 延迟要为此付多少；
 # - 看懂抢占日志，知道该数哪个数。
 
-
-# %% [markdown] key="title" lang="en" partner="8055ef16"
+# %% [markdown] key="title" lang="en" partner="f506b76f"
 # # 06 · Continuous batching
 #
 # A chat service gives answers of 8 to 200 tokens, in batches of 16 requests, and its machine is busy all
@@ -28,7 +27,6 @@
 # - choose the budget of chunked prefill from a limit on inter-token latency, and say what it costs in time
 #   to first token;
 # - read a log of preemptions, and know which number to count.
-
 
 # %% key="imports"
 import numpy as np
@@ -50,13 +48,13 @@ from simulations.continuous import simulate_continuous
 from simulations.theory.continuous import capped_mean_sojourn
 from simulations.theory.fluid import marginal_work, work_conserving_rate_limit
 
-# %% [markdown] key="predict" lang="zh" partner="d3b4afef"
+# %% [markdown] key="predict" lang="zh" partner="788980dd"
 # ## 先押注
 #
 # 座位还是 16 个，机器不变，只把「整批进出」换成「随到随上、完了就下」，同样一堆请求能快几倍做完？
 # 再猜：8 个用户正在生成，1,500 token 的提示词整个塞进一步，他们等下一个 token 的时间变成平时的几倍？
 
-# %% [markdown] key="predict" lang="en" partner="eb6786a2"
+# %% [markdown] key="predict" lang="en" partner="13ebc4e6"
 # ## Place your bet
 #
 # Same 16 seats, same machine, but requests get on whenever a seat is free and off when they are done: how
@@ -206,7 +204,7 @@ draw(ax, score(kv_blocks=1000))
 # without waiting for A and C: that is what "continuous" means. The step that ends a prompt also yields the
 # first token, so the 7 tokens of A take 7 squares.
 
-# %% [markdown] key="gain" lang="zh" partner="9053c6a2"
+# %% [markdown] key="gain" lang="zh" partner="1367a21e"
 # ## 空座位值多少时间
 #
 # 空座位不等于空耗的时间。$n$ 个请求的一步大致用时 $a+bn$：$a$ 是读一遍权重，$b$ 是每个请求自己的那份。
@@ -219,7 +217,7 @@ draw(ax, score(kv_blocks=1000))
 # Transformers 引擎整批跑；我们的引擎整批跑；我们的引擎连续跑。后两者内核、模型完全一样，差别只有上下车的规矩。
 # 步数不看时钟，仿真和引擎必须一步不差；秒数由刚标定的 $\tau=a+bn+cK+dP$ 预测。
 
-# %% [markdown] key="gain" lang="en" partner="d44c7708"
+# %% [markdown] key="gain" lang="en" partner="202c548e"
 # ## What an empty seat costs in time
 #
 # Empty seats are not the same as wasted time. A step with $n$ requests takes about $a+bn$: $a$ is reading the
@@ -247,7 +245,7 @@ engine = ContinuousEngine.load(
 )
 engine.warm_up()
 start = engine.now()
-boarding.in_batches(engine, poisson(1, count=24, seed=2, **lengths), 8)
+boarding.in_batches(engine, poisson(1, count=32, seed=2, **lengths), SEATS)
 step = fit_step_time([s for s in engine.steps if s.start >= start])
 
 start = engine.now()
@@ -278,23 +276,23 @@ print(
 print(f"endless pile: {bound:.2f}x in theory here, {longest(SEATS) / mean_length:.2f}x if b were 0")
 print(f"you said {guessed_speedup:.2f}x")
 
-# %% [markdown] key="gain-reading" lang="zh" partner="6cd2d7c0"
+# %% [markdown] key="gain-reading" lang="zh" partner="de5f554e"
 # 理论一列是期望，而且连续那一行不算收尾：48 个请求里最后几个走光之前，缆车也有空座位，这堆请求越大，收尾越不要紧。
 # 时间上的收益小于步数上的收益，差的主要是公式里的 $b$：这个小模型每步很短，每个请求自己的那份不可忽略。
 # 直线也只是近似：只剩几行时引擎另走一条快路（第 05 课的台阶），包车快散场的那些步，比直线说的还便宜。
 # Transformers 那一行有两个原因搅在一起：完成的行照样算，每步的框架开销也不同。
 # 所以听到「连续批处理快几倍」，先问基线是谁。
 
-# %% [markdown] key="gain-reading" lang="en" partner="211a6d8c"
+# %% [markdown] key="gain-reading" lang="en" partner="c1ebc94d"
 # The theory column is an expectation, and in the continuous row it leaves out the end: while the last few of
 # the 48 finish, the lift has empty seats too, which matters less the larger the pile. The gain in time is
 # below the gain in steps, mostly for the $b$ of the formula: this small model's steps are short, and each
 # request's own share counts. The straight line is an approximation, too: with a few rows left the engine takes a
-# faster path (the step of lesson 05), so a coach's last steps are cheaper still. In the row of Transformers two
+# faster path (the jump of lesson 05), so a coach's last steps are cheaper still. In the row of Transformers two
 # things mix: rows that are done are computed on, and its framework costs a different sum per step. So when
 # continuous batching is called so many times faster, ask: than what?
 
-# %% [markdown] key="load" lang="zh" partner="d2aa7af3"
+# %% [markdown] key="load" lang="zh" partner="77d359ac"
 # ## 有负载的日子：三列
 #
 # 一堆请求一次到齐是离线任务。用户是陆续来的，泊松到达，而且更在意延迟。容量由满座时的步长决定：
@@ -306,7 +304,7 @@ print(f"you said {guessed_speedup:.2f}x")
 # 座位满了要排队，`capped_mean_sojourn` 把两段接成一条生灭链（对几何分布的长度精确，这里是近似）。
 # 同一串到达：理论、仿真、真引擎；旁边是放在同一个引擎前面的动态批处理，它有人就发车，最多 16 人。
 
-# %% [markdown] key="load" lang="en" partner="29d27b30"
+# %% [markdown] key="load" lang="en" partner="083825d2"
 # ## A day with traffic: three columns
 #
 # A pile that is there at once is an offline job. Users come one by one, as a Poisson stream, and care more
@@ -398,22 +396,22 @@ ax.set_ylim(100, 20_000)
 ax.annotate("the coach's limit ", (coach_limit / limit, 120), ha="right", color="#666666")
 _ = ax.legend(loc="upper left")
 
-# %% [markdown] key="load-reading" lang="zh" partner="8af3f6b2"
+# %% [markdown] key="load-reading" lang="zh" partner="e2072288"
 # 竖线左边，缆车快在两处：不用等下一班车，也不用陪最长的人坐到底。竖线右边，包车没有稳态，
 # 它的点有多高只取决于你看了多久；缆车还在正常工作。这才是买机器之前该看的图。
 # 实测和理论有差，先想三条：短短几秒的均值自己就在晃，和**同一串到达**的仿真比，晃动就抵消了大半；直线抹平了几行处的台阶，人少时理论就不准；
 # 机器快慢也在变，`drift` 是这次运行的步长比标定时慢了多少，高负载下会放大好几倍，太大就关掉别的程序再跑一遍。
 
-# %% [markdown] key="load-reading" lang="en" partner="fae4c92a"
+# %% [markdown] key="load-reading" lang="en" partner="c3db50f1"
 # Left of the vertical line the lift wins twice: no waiting for the next coach, and no sitting with the
 # longest to the end. Right of it the coach has no steady state, and how high its point is depends only on
 # how long you watched; the lift goes on as usual. Look at this figure before buying a machine. Where
 # measurement and theory differ, think of three things: a mean over a few seconds moves by itself, and against
-# the simulation of **the same arrivals** most of that cancels; a line smooths over the step at a few rows, so with
+# the simulation of **the same arrivals** most of that cancels; a line smooths over the jump at a few rows, so with
 # few requests theory is off; and the machine's speed changes. `drift` says how much slower the run's steps were
 # than calibrated; high load multiplies it, and where it is large, close other programs and run again.
 
-# %% [markdown] key="chunk" lang="zh" partner="4fac3e96"
+# %% [markdown] key="chunk" lang="zh" partner="f95c9b44"
 # ## 长提示词：一步塞进去，还是切块
 #
 # 一步里读 $P$ 个提示词 token 要多花 $dP$ 秒，而这一步里**所有人**都在等。把预算设为 $C$，$n$ 个人在解码，每步最多读 $C-n$ 个：
@@ -500,12 +498,12 @@ for i, (budget, (_, paper, real)) in enumerate(interruptions.items()):
 ax.set(xlim=0, ylim=0)
 _ = ax.legend()
 
-# %% [markdown] key="chunk-reading" lang="zh" partner="5b0d73f6"
+# %% [markdown] key="chunk-reading" lang="zh" partner="2bcc7fa8"
 # 不切块，人人卡一下，长提示词最快；切得太细，谁也不卡，长提示词等很久。曲线有拐点：
 # 一块的读取时间 $d(C-n)$ 与一步的固定时间相当的地方，再往细里切，卡顿几乎不再改善，首 token 延迟却成倍地涨。
 # 仿真和实测对不上的地方，是线性的步长公式不准：注意力的代价随「块长乘上下文」增长，公式里没有这一项；一步读得很多时，每个 token 的价钱也不再一样。
 
-# %% [markdown] key="chunk-reading" lang="en" partner="1923781a"
+# %% [markdown] key="chunk-reading" lang="en" partner="b22fbcec"
 # Without pieces everybody freezes once and the long prompt is fastest; with very fine ones nobody freezes
 # and the long prompt waits long. There is a knee where reading a piece, $d(C-n)$, takes about as long as
 # the fixed part of a step. Below it the gap hardly improves and the time to first token multiplies. Where
@@ -530,14 +528,14 @@ _ = ax.legend()
 fig, ax = figure("The same four with 6 blocks of 4 tokens", "step", "request", size=(6.4, 2.6))
 draw(ax, score(kv_blocks=6))
 
-# %% [markdown] key="preempt-reading" lang="zh" partner="d379debf"
+# %% [markdown] key="preempt-reading" lang="zh" partner="b6c6cf1f"
 # 第 5 步 D 让位，第 6 步 C 也让位，A 走完之后才回来重读。标着 `again` 的格子是重干的活。
 #
 # 日志里出现几十次抢占，多数人的反应是调小 `max_num_seqs`，直到一次也没有。划算吗？下面 32 个请求一次到齐，
 # 五个里约有一个带着 400 token 的长提示词。左边照常放人、该抢占就抢占；右边事后诸葛亮：挑一个恰好**一次抢占都不发生**的最大座位数。
 # 计划不看时钟，所以仿真和真引擎的次数应当**完全相等**。
 
-# %% [markdown] key="preempt-reading" lang="en" partner="996594d3"
+# %% [markdown] key="preempt-reading" lang="en" partner="4634547a"
 # In step 5 D gives way, in step 6 C too; both read again once A has left. The squares marked `again` are work
 # done twice.
 #
@@ -591,7 +589,7 @@ for blocks in (64, 80, 112, 144, 176, 224):
 # is the price of overbooking, as with airlines. It is a worry only when about as many tokens are
 # computed again as are of use.
 #
-# So what should one count? Exercise 06.2 will show you that the **number** of preemptions is wrong.
+# So what should one count? Exercise 06.2 will show you that the **number** of preemptions is the wrong measure.
 
 # %% [markdown] key="breaks" lang="zh" partner="190b21f3"
 # ## 什么会让它失灵
@@ -664,12 +662,12 @@ for name, (a, b, d) in machines.items():
     print(f"{name:18s} lift over coach: {gains[0]:.2f}x at 16 seats, {gains[1]:.2f}x at 64; ", end="")
     print(f"a step doubles with a piece of a/d = {a / d:.0f} tokens")
 
-# %% [markdown] key="gpu-reading" lang="zh" partner="09df96e3"
+# %% [markdown] key="gpu-reading" lang="zh" partner="767056f9"
 # GPU 上 $a$ 远大于 $b$，空座位几乎就是空耗的时间，收益贴近上限 $E[\max_B]/E[L]$；
 # 而且读权重时算力闲着，顺路读一两百个提示词 token 几乎不花钱。那里的预算常设为 512 到 2048，比你的 CPU 合适的值大得多。
 # 预算要量，不要抄。
 
-# %% [markdown] key="gpu-reading" lang="en" partner="326786b5"
+# %% [markdown] key="gpu-reading" lang="en" partner="5e1b4d22"
 # On a GPU $a$ is far above $b$, so an empty seat is nearly wasted time and the gain comes close to its limit
 # $E[\max_B]/E[L]$. And while the weights are read the arithmetic idles, so a hundred or two prompt tokens
 # ride along for almost nothing. Budgets there are often 512 to 2048, far above what suits your CPU. Measure
@@ -806,7 +804,7 @@ print(await judge_budget(token_budget))
 # %% key="close"
 engine.shutdown()
 
-# %% [markdown] key="summary" lang="zh" partner="1d4ab611"
+# %% [markdown] key="summary" lang="zh" partner="ed2c1a60"
 # ## 星期一怎么做
 #
 # 1. 取一天的回答长度，算 $E[\max_B]/E[L]$：这是换掉整批进出最多能拿回的吞吐量，先于买机器。
@@ -815,7 +813,7 @@ engine.shutdown()
 # 4. 看到抢占，先数重算的 token 占多少；远少于有用的 token 就别动，别为了零抢占砍掉座位。
 # 5. 预测和实测用同一串到达比；对不上时先重新标定，再怀疑模型。
 
-# %% [markdown] key="summary" lang="en" partner="9d89a5df"
+# %% [markdown] key="summary" lang="en" partner="35a4798b"
 # ## What to do on Monday
 #
 # 1. Take a day's answer lengths and work out $E[\max_B]/E[L]$: the most throughput that giving up whole

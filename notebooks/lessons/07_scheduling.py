@@ -87,9 +87,9 @@ for name in ("sjf", "sjf-aging"):
     print(f"{name}:\n{inspect.getsource(POLICIES[name].order)}")
 
 # %% [markdown] key="paper" lang="zh" partner="29cb5ff9"
-# 先在纸上算。一个席位，每秒一个 token，五个请求。`fcfs` 和 `sjf` 各让谁等了多久？
+# 先在纸上算。一个座位，每秒一个 token，五个请求。`fcfs` 和 `sjf` 各让谁等了多久？
 
-# %% [markdown] key="paper" lang="en" partner="1c763ed1"
+# %% [markdown] key="paper" lang="en" partner="56a7c81b"
 # On paper first: one seat, one token a second, five requests. Whom do `fcfs` and `sjf` keep waiting, and how
 # long?
 
@@ -118,7 +118,7 @@ for lane, run in enumerate(runs.values()):
 ax.set_yticks([0, -1, -2], list(runs))
 ax.grid(axis="y", visible=False)
 
-# %% [markdown] key="paper-reading" lang="zh" partner="f2b881ca"
+# %% [markdown] key="paper-reading" lang="zh" partner="a9531087"
 # `sjf` 把均值从 8.4 秒降到 5.8 秒，B 从 9 秒变成 14 秒。为什么排短的总能降低均值？看任何两个相邻的请求，长的在前、短的在后，
 # 交换它们：短的早走了「长」那么多秒，长的晚走了「短」那么多秒，别人不受影响。一直换到没得换，就是 SJF。
 #
@@ -131,12 +131,12 @@ ax.grid(axis="y", visible=False)
 # left to swap, and you have SJF.
 #
 # Aging is the compromise: the longer a request has waited, the more its length shrinks, to 0 at the bound. At
-# second 7, B has waited for its 6 s, and E can no longer get ahead of it.
+# second 7, B has waited its 6 s, and E can no longer get ahead of it.
 
-# %% [markdown] key="theory" lang="zh" partner="7ab59bab"
+# %% [markdown] key="theory" lang="zh" partner="ffa47139"
 # ## 理论：等待没有消失，只是换了人
 #
-# 一个席位，两类请求，长度各自固定。这时 SJF 就是两个优先级，Cobham 的公式是精确的：
+# 一个座位，两类请求，长度各自固定。这时 SJF 就是两个优先级，Cobham 的公式是精确的：
 #
 # $$E[W_1]=\frac{R}{1-\rho_1},\qquad E[W_2]=\frac{R}{(1-\rho_1)(1-\rho)},\qquad R=\tfrac12\sum_i\lambda_iE[S_i^2]$$
 #
@@ -144,8 +144,8 @@ ax.grid(axis="y", visible=False)
 # 这是 Kleinrock 的守恒律：**策略不减少工作，只重新分配等待**。聊天赚得多，因为它人多而活少；摘要付得起，因为它本来就慢。
 # 付费客户优先（`priority`）用的也是这个公式，只是排名由你写。
 
-# %% [markdown] key="theory" lang="en" partner="9322e706"
-# ## Theory: the wait is not gone, others have it
+# %% [markdown] key="theory" lang="en" partner="9191793b"
+# ## Theory: the wait isn't gone, somebody else has it
 #
 # One seat, and two kinds of request, each of a fixed length. SJF then is two priority classes, and Cobham's formula is
 # exact:
@@ -203,22 +203,25 @@ for rule, waits in waits_in_theory(load, seconds).items():
         i = mean_interval(column, 0.99)
         print(f"{rule:9s}{kind:10s} theory {wait:.3f} s, simulated {i.low:.3f} to {i.high:.3f} s")
 
-# %% [markdown] key="one-seat-text" lang="zh" partner="3c8e352b"
-# 六行都对上了。最后两行是把摘要排在前面：摘要省下的，聊天加倍付出，因为挡路的变成了大户。
+# %% [markdown] key="one-seat-text" lang="zh" partner="c1ce3d72"
+# 六行都对上了。最后两行是把摘要排在前面：和 `fcfs` 比，每份摘要少等 0.19 秒，每次聊天多等 0.29 秒，而聊天的人数是摘要的四倍。
 #
 # 现在换真引擎，`max_num_seqs=1`，一条泊松流量，同一个策略对象。标定在每次运行**之前**单独做。
 # 「at the run's speed」是事后把步耗时乘上运行中的漂移再仿真一遍，只用来诊断：机器若在运行中变慢，这一行会跟着实测走。
-# 几十个请求的均值本身就是随机数，和「无限长」的理论比时别忘了这一点（标定得到的负载到了 1 以上，理论就是无穷）。
+# 几十个请求的均值本身就是随机数，和「无限长」的理论比时别忘了这一点（标定得到的负载到了 1 以上，理论就是无穷）：
+# 这一小段里若很少有两个人同时在等，策略就没得挑，两张表会几乎一样。要看的是仿真和实测是否一致。
 
-# %% [markdown] key="one-seat-text" lang="en" partner="17c3529a"
-# All six agree. The last two put summaries first: what they save, chat pays several times over, because what stands
-# in the way is now large.
+# %% [markdown] key="one-seat-text" lang="en" partner="66c1ed8d"
+# All six agree. The last two put summaries first: compared with `fcfs`, each summary waits 0.19 s less and each chat
+# 0.29 s more, and there are four chats to a summary.
 #
-# Now the real engine with `max_num_seqs=1`, one Poisson traffic, the same policy. It is calibrated **before** each
-# run, in a run of its own. "At the run's speed" is simulated afterwards, with step times stretched by the drift of the run, as a
-# diagnosis only: if the machine slowed down during the run, this line goes along with the measurement. The mean of
-# some dozens of requests is itself a random number; remember that when you compare with the theory of an endless run (which is infinite where the calibrated load is 1
-# or more).
+# Now the real engine with `max_num_seqs=1`, one Poisson stream, the same policy. It is calibrated **before** each
+# run, in a run of its own. "At the run's speed" is simulated afterwards, with step times stretched by the drift of
+# the run, as a diagnosis only: if the machine slowed down during the run, this line goes along with the measurement.
+# The mean of some dozens of requests is itself a random number; remember that when you compare with the theory of an
+# endless run (which is infinite where the calibrated load is 1 or more). Where hardly ever two requests wait at the
+# same time, a policy has nothing to choose from, and both tables come out nearly alike. What to look for is whether
+# simulation and measurement agree.
 
 
 # %% key="one-seat-setup"
@@ -255,16 +258,16 @@ for rule in ("fcfs", "sjf"):
     for name, waits in rows.items():
         print(f"  {name:20s}" + "{:7.0f}{:7.0f}".format(*np.multiply(waits, 1e3)))
 
-# %% [markdown] key="rush" lang="zh" partner="ea4a4a63"
+# %% [markdown] key="rush" lang="zh" partner="8205e462"
 # ## 高峰里的饥饿
 #
-# 均值会骗人。回到开头的工单：八个席位，五分钟，第二分钟来的比做得完的多。步耗时四个数是写死的，谁跑结果都一样。
+# 均值会骗人。回到开头的工单：八个座位，五分钟，第二分钟来的比做得完的多。步耗时四个数是写死的，谁跑结果都一样。
 
-# %% [markdown] key="rush" lang="en" partner="915e44b7"
+# %% [markdown] key="rush" lang="en" partner="bcc82aa9"
 # ## Starvation in a rush hour
 #
-# Means deceive. Back to the ticket: eight seats, five minutes, and in the second of them more arrives than can be served. The
-# four numbers of the step time are fixed, so everybody gets these results.
+# Means deceive. Back to the ticket: eight seats, five minutes, and in the second of them more arrives than can be
+# served. The four numbers of the step time are fixed, so everybody gets these results.
 
 # %% key="rush-setup"
 day_kinds = Kind(Uniform(40, 160), Uniform(20, 100)), Kind(Uniform(1500, 3000), Uniform(200, 400))
@@ -307,16 +310,17 @@ for (rule, run), colour in zip(rushed.items(), ("black", "orange"), strict=True)
 ax.axvspan(60, 120, color="#EEEEEE", label="more arrives than can be served")
 _ = ax.legend(loc="upper right")
 
-# %% [markdown] key="rush-reading" lang="zh" partner="637cc590"
-# P50 从 47.7 秒降到 2.7 秒，最慢的从 89.8 秒涨到 260.6 秒。灰带里到达的最长的那些文档一直等到高峰完全过去：只要队里还有比它短的，
-# 它就轮不到。这就是饥饿：上限取决于高峰多长，而不取决于你的服务器多快。
+# %% [markdown] key="rush-reading" lang="zh" partner="e68a880f"
+# P50 从 47.7 秒降到 2.7 秒，最慢的从 89.8 秒涨到 260.6 秒。灰带早已结束，其中到达的最长的那些文档还在等，一直等到积压消化干净：
+# 只要队里还有比它短的，它就轮不到。这就是饥饿：等多久由后来的人说了算，谁也没法事先给它一个上限。
 #
 # 没有队伍就没有调度。下面把流量调低再跑一遍：
 
-# %% [markdown] key="rush-reading" lang="en" partner="803e1387"
-# P50 falls from 47.7 s to 2.7 s, and the slowest answer rises from 89.8 s to 260.6 s. The longest documents that come in the grey
-# band wait until the rush is all over: while anything shorter is in the queue, it isn't their turn. That is starvation:
-# its limit is set by how long the rush lasts and not by how fast your server is.
+# %% [markdown] key="rush-reading" lang="en" partner="670071e3"
+# P50 falls from 47.7 s to 2.7 s, and the slowest answer rises from 89.8 s to 260.6 s. The longest documents that come
+# in the grey band still wait when it is long over, until the backlog is worked off: while anything shorter is in the
+# queue, it isn't their turn. That is starvation: those who come later decide how long it lasts, and nobody can put a
+# limit on it beforehand.
 #
 # Where there is no queue, there is nothing to schedule. The same with less traffic:
 
@@ -436,9 +440,9 @@ for meeting in np.flatnonzero(np.diff(sizes)) + 1:
 # %% [markdown] key="padding" lang="zh" partner="6f935d5d"
 # 一个填充 token 都没有，代价也在图上：前 10 步只有一到三个在走，长的站着不动，还占着 KV 缓存。若短请求源源不断，
 # 长的可以一直站下去。那么什么时候划算？`PaddingBackend` 给每一步按填充后的长度收费。横轴是读一个 KV token 与每步固定开销之比 $c/a$，
-# 64 个请求同时到，16 个席位，看全部做完要多久；1 是 `fcfs` 配分页内核。
+# 64 个请求同时到，16 个座位，看全部做完要多久；1 是 `fcfs` 配分页内核。
 
-# %% [markdown] key="padding" lang="en" partner="b0e92567"
+# %% [markdown] key="padding" lang="en" partner="f389d6ee"
 # Not one padded token, and the price is in the figure too: in the first 10 steps only one to three of them move, while the long
 # ones stand still and hold their KV cache. If short requests keep coming, they may stand for ever. So when does it
 # pay? `PaddingBackend` charges each step by its padded length. Across is the cost of reading one KV token over the
@@ -511,17 +515,17 @@ print(f"a KV token has {kv_bytes:,} bytes: c/a = {kv_bytes / weight_bytes:.0e} w
 # 1e-04, where in the figure alignment and `fcfs` are level and both lose to `sjf`; larger batches and longer contexts move the
 # crossing to the left. The CPU backend of this course's engine pads next to nothing either, as the table below shows.
 
-# %% [markdown] key="predicted" lang="zh" partner="67deb7ea"
+# %% [markdown] key="predicted" lang="zh" partner="beb076ed"
 # ## 猜长度：要多准
 #
-# 提示长度只是替身，真正占席位的是回答长度，而它事先不知道。`shortest-remaining` 按预测的剩余长度排队。
+# 提示长度只是替身，真正占座位的是回答长度，而它事先不知道。`shortest-remaining` 按预测的剩余长度排队。
 # 先知（oracle）给出最多能赚多少；`MeanLength` 人人都猜均值；`NoisyLength` 在真值上乘一个对数正态误差。
-# 在这里，提示一样长，回答服从对数正态，典型误差「几倍」指三个猜测里约有一个错得更多。
+# 这里的提示都一样长，回答长度服从对数正态；说误差是「几倍」，是指约三分之一的猜测错得比这还多。
 #
 # 什么误差要紧？排队只看**次序**：人人都猜成十倍，次序照样全对。两个回答被猜反的概率是 $\frac1\pi\arctan\frac{\sigma}{s}$，
 # $\sigma$ 是误差的、$s$ 是长度本身的对数标准差（这里 $s=1$）。
 
-# %% [markdown] key="predicted" lang="en" partner="03f722c5"
+# %% [markdown] key="predicted" lang="en" partner="7e4da714"
 # ## Predicted lengths: how good must they be?
 #
 # The length of the prompt is a stand-in; what holds a seat is the length of the answer, and it isn't known in
@@ -529,8 +533,8 @@ print(f"a KV token has {kv_bytes:,} bytes: c/a = {kv_bytes / weight_bytes:.0e} w
 # `MeanLength` guesses the mean for everybody; `NoisyLength` multiplies the truth by a lognormal error. Here all prompts are
 # alike, answers are lognormal, and a typical error "by a factor" means that about one guess in three is off by more.
 #
-# Which errors matter? A queue looks at nothing but the **order**: guess ten times too much for everybody, and all are
-# in order. Two answers are guessed the wrong way round with probability $\frac1\pi\arctan\frac{\sigma}{s}$, where
+# Which errors matter? A queue looks at nothing but the **order**: guess ten times too much for everybody, and the order
+# is still right. Two answers are guessed the wrong way round with probability $\frac1\pi\arctan\frac{\sigma}{s}$, where
 # $\sigma$ is the standard deviation of the error's logarithm and $s$ that of the length itself ($s=1$ here).
 
 
@@ -587,28 +591,28 @@ _ = ax.legend(loc="lower right")
 
 # %% [markdown] key="predicted-reading" lang="zh" partner="6cf6ed03"
 # 误差两倍，好处还剩 87%；误差十倍，仍剩一半多。人人猜均值等于没猜。所以先上一个粗糙的预测器，甚至「长、中、短」三档也行，
-# 别等精确的。但要提防两件事：预测短而实际长的，会占着席位不走，这里不打断正在跑的请求；而预测错的长请求若一直排不上，还是饥饿，
+# 别等精确的。但要提防两件事：预测短而实际长的，会占着座位不走，这里不打断正在跑的请求；而预测错的长请求若一直排不上，还是饥饿，
 # 预测和老化要一起用。
 
-# %% [markdown] key="predicted-reading" lang="en" partner="7a2449d0"
+# %% [markdown] key="predicted-reading" lang="en" partner="d4f6f908"
 # At an error of a factor of two 87% of the gain is left, and even at ten more than half. To guess the mean for everybody is
 # not to guess at all. So start with a rough predictor, be it "long, medium, short", and don't wait for an exact one.
 # But mind two things: an answer that was guessed short and turns out long keeps its seat, since nobody who runs is
 # interrupted here; and a long one that never gets its turn still starves, so combine predictions with aging.
 
-# %% [markdown] key="table" lang="zh" partner="2f19e75f"
+# %% [markdown] key="table" lang="zh" partner="ee5801f7"
 # ## 全部策略，仿真和真引擎
 #
-# 最后是总表：`course-tiny`，八个席位，先来一个小高峰（容量的 1.6 倍），再是平常流量（0.75 倍）。容量由标定算出，每个策略运行前再单独标定一次；
+# 最后是总表：`course-tiny`，八个座位，先来一个小高峰（容量的 1.6 倍），再是平常流量（0.75 倍）。容量由标定算出，每个策略运行前再单独标定一次；
 # 老化上限缩到完成 40 个请求的时间。每格左边是仿真（同一个策略类），右边是实测；`steps` 是运行中的步比标定慢了多少。
 # 填充一列两边本来就不同：仿真按填充到批里最长的那个算，引擎报的是它自己实际填充的。`priority` 给了摘要更高的级别。
 
-# %% [markdown] key="table" lang="en" partner="3af2fc77"
+# %% [markdown] key="table" lang="en" partner="11733cd0"
 # ## All policies, simulated and real
 #
-# Last, the whole table: `course-tiny`, eight seats, a small rush (1.6 times the capacity) and then common traffic (0.75 times). The
-# capacity comes from a calibration, and each policy is calibrated again just before its run; the starvation bound is scaled down to
-# the time of 40 requests. In each cell the left number is simulated (the same policy class) and the right one measured; `steps` says how much
+# Last, the whole table: `course-tiny`, eight seats, a small rush (1.6 times the capacity) and then ordinary traffic (0.75
+# times). The capacity comes from a calibration, and each policy is calibrated again just before its run; the starvation
+# bound is scaled down to the time that 40 requests take. In each cell the left number is simulated (the same policy class) and the right one measured; `steps` says how much
 # slower the steps of the run were than calibrated. The two columns of padding differ by design: the simulation counts as if
 # all were padded to the longest in the batch, the engine tells what it did pad. `priority` ranks summaries higher.
 
@@ -650,18 +654,20 @@ span = np.array(ax.get_xlim())
 ax.plot(span, span, color="#999999", linewidth=1, marker="", label="equal")
 _ = ax.legend()
 
-# %% [markdown] key="table-reading" lang="zh" partner="c9d22fe9"
-# 先看 `steps` 一列：步慢了百分之几，高负载下的等待会慢得更多（第 03 课的放大器），点就落在斜线上方。再看每一列的名次：
+# %% [markdown] key="table-reading" lang="zh" partner="71f085f8"
+# 先看 `steps` 一列：步慢了百分之几，高负载下的等待会慢得更多（第 03 课的放大器），点就落在斜线上方。机器变慢是一个原因，
+# 标定用直线抹平了几行处的台阶（第 05 课）是另一个。再看每一列的名次：
 # 谁的 P50 最低，谁的最慢最长，谁一个填充都没有，又为此付了什么。图上方打印的是仿真和实测的名次相关系数，越近 1 越一致：
 # 名次一致，仿真就能替你选策略；毫秒数则要等实测。
 
-# %% [markdown] key="table-reading" lang="en" partner="da2a764d"
-# Look at the column `steps` first: if steps are slower by some percent, waits at high load are slower by more (the multiplier of
-# lesson 03), and the points lie above the line. Then at the ranks in each column: whose P50 is lowest, whose slowest answer takes longest,
+# %% [markdown] key="table-reading" lang="en" partner="2c7224e3"
+# Look at the column `steps` first: if steps are slower by some percent, waits at high load are slower by more (the
+# multiplier of lesson 03), and the points lie above the line. A slower machine is one reason; another is that the
+# calibration is a straight line over the jump at a few rows (lesson 05). Then look at the ranks in each column: whose P50 is lowest, whose slowest answer takes longest,
 # who pads nothing, and what that costs. Above the figure stands the rank correlation of simulated and measured; the nearer to 1, the
 # better they agree. Where ranks agree, a simulation may choose a policy for you; for milliseconds, measure.
 
-# %% [markdown] key="breaks" lang="zh" partner="6a88e0cf"
+# %% [markdown] key="breaks" lang="zh" partner="86488060"
 # ## 什么会让它失灵
 #
 # **钻空子。** SJF 奖励短请求，客户就把长文拆成十份。按客户公平（如 VTC）要记每人用了多少，不能只看请求。
@@ -681,10 +687,10 @@ _ = ax.legend()
 # **Length is not work.** A long prompt that hits the prefix cache costs next to nothing (lesson 08), and sorting by length puts it
 # last all the same.
 #
-# **Preemption.** Who is last is also preempted first. When the KV cache is short, `sjf` throws out the same long request again
+# **Preemption.** Whoever is last is also preempted first. When the KV cache is short, `sjf` throws out the same long request again
 # and again, and each time it is computed anew (lesson 06).
 #
-# **Endless overload.** If more arrives than the capacity for good, no order helps; that takes admission control.
+# **Endless overload.** Where arrivals exceed the capacity for good, no order helps; that takes admission control.
 
 # %% [markdown] key="exercises" lang="zh" partner="c53ca37e"
 # ## 练习
@@ -692,9 +698,9 @@ _ = ax.legend()
 # 写完运行单元格，`check` 会给出最小的失败例子和可能的原因。`hint("07.1")` 给提示。
 #
 # **07.1** 带老化的 SJF。长度按 `num_tokens` 乘以 $\max(0,1-w/b)$ 缩短，$w$ 是已等的秒数，$b$ 是 `bound`；缩后短的在前，
-# 打平看 `arrival`，再看 `number`。返回列表。通过之后，下一个单元格把你的策略插进仿真和真引擎。
+# 一样短就看 `arrival`，再看 `number`。返回列表。通过之后，下一个单元格把你的策略插进仿真和真引擎。
 
-# %% [markdown] key="exercises" lang="en" partner="31dd2052"
+# %% [markdown] key="exercises" lang="en" partner="0e941127"
 # ## Exercises
 #
 # Run the cell when you have written your answer: `check` shows the smallest case that fails and the likely cause.

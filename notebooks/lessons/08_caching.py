@@ -1,4 +1,4 @@
-# %% [markdown] key="title" lang="zh" partner="28969584"
+# %% [markdown] key="title" lang="zh" partner="bd199f97"
 # # 08 · 缓存
 #
 # 一个客服机器人：每个提示都以同样的 600 个 token 开头（规则和示例），后面跟 40 个 token 的问题，
@@ -17,15 +17,14 @@
 # A support bot: every prompt begins with the same 600 tokens of rules and examples, then comes a question
 # of 40 tokens, and the answer has 16. In the logs, 30% of the questions repeat an earlier one word for
 # word. The server is near its limit. One colleague says: "Put Redis in front and keep the answers." Another
-# says: "Just switch on the engine's prefix cache." And operations ask: "So how much of the KV cache must
-# stay unused for that?"
+# says: "Just switch on the engine's prefix cache." And operations ask: "So how much KV cache must stay idle?"
 #
 # After this lesson you can
 #
 # - say what a result cache, a prefix cache and the KV cache hold, what they are looked up by, and which part
 #   of the time each saves;
-# - get the hit rate from popularity and size, TTFT from the length of a hit, and from both the requests that
-#   a server can carry;
+# - derive the hit rate from popularity and size, TTFT from the length of a hit, and from both how many
+#   requests a server can carry;
 # - see at a glance which prompt templates, sampling settings and crowds push the hit rate to zero.
 
 # %% key="imports"
@@ -58,7 +57,7 @@ from servinglib.workload import RequestSpec, token_prompts
 # %% key="guess"
 guesses = {"result cache": 1.4, "prefix cache": 1.2, "both": 1.6}
 
-# %% [markdown] key="three" lang="zh" partner="6a0124d3"
+# %% [markdown] key="three" lang="zh" partner="c417f803"
 # ## 三个缓存，三种问法
 #
 # | | 结果缓存 | 前缀缓存 | KV 缓存本身 |
@@ -66,7 +65,7 @@ guesses = {"result cache": 1.4, "prefix cache": 1.2, "both": 1.6}
 # | 问的是 | 这个请求以前有人问过吗？ | 这个开头以前有人算过吗？ | 这个 token 我自己刚才算过吗？ |
 # | 键 | 整个提示加采样参数 | 一串块键，块块相扣 | 位置 |
 # | 存的是 | 文字 | 键和值的块 | 键和值的块 |
-# | 命中省下 | 全部 | 开头的预填充 | 每一步重读全文 |
+# | 命中省下 | 全部 | 开头的预填充 | 每一步重算前文 |
 # | 谁命中 | 少数请求 | 几乎所有请求 | 每个请求的每个 token |
 #
 # 第三个不是可选项：没有它，生成第 $n$ 个 token 要把前面 $n-1$ 个重算一遍（第 05 课）。前缀缓存是顺手的：
@@ -74,7 +73,7 @@ guesses = {"result cache": 1.4, "prefix cache": 1.2, "both": 1.6}
 #
 # 内存的账差得很远。下面按 Qwen3-0.6B 的形状和 H200 公布的规格（稠密 bf16 989 TFLOPS）算，是**算术**，不是测量。
 
-# %% [markdown] key="three" lang="en" partner="3765777a"
+# %% [markdown] key="three" lang="en" partner="8662022b"
 # ## Three caches, three questions
 #
 # | | result cache | prefix cache | the KV cache itself |
@@ -82,16 +81,15 @@ guesses = {"result cache": 1.4, "prefix cache": 1.2, "both": 1.6}
 # | it asks | did anybody ask this before? | did anybody compute this beginning? | did I compute this token just now? |
 # | key | whole prompt and sampling parameters | a chain of block keys | position |
 # | it holds | text | blocks of keys and values | blocks of keys and values |
-# | a hit saves | everything | prefill of the beginning | reading all again at each step |
+# | a hit saves | everything | prefill of the beginning | computing all again at each step |
 # | who hits | a few requests | nearly all requests | every token of every request |
 #
 # The third is no option: without it, token $n$ would take computing the $n-1$ before it again (lesson 05).
-# The prefix cache comes almost for free: when a request leaves, its blocks aren't wiped yet, and the next one
-# with the same beginning carries on from there. So it takes no memory of its own but the KV blocks that are
-# **idle**.
+# The prefix cache comes almost for free: when a request leaves, its blocks aren't wiped, and the next one with
+# the same beginning carries on from there. So it takes no memory but the KV blocks that are **idle**.
 #
-# In memory they are worlds apart. The cell works it out for the shape of Qwen3-0.6B and the published data of
-# an H200 (dense bf16 989 TFLOPS); this is **arithmetic** and not a measurement.
+# In memory they are worlds apart. The cell takes the shape of Qwen3-0.6B and the published data of an H200
+# (dense bf16 989 TFLOPS); this is **arithmetic** and not a measurement.
 
 # %% key="three-code"
 kv_bytes = 28 * 2 * 8 * 128 * 2  # layers, keys and values, heads, head_dim, bf16
@@ -103,16 +101,16 @@ print(f"one beginning takes the room of {beginning / answer.size:,.0f} answers")
 print(f"computing it again takes an H200 {2 * 596e6 * 600 / 989e12 * 1e3:.2f} ms at least,")
 print(f"fetching it from the host over PCIe at 64 GB/s {beginning / 64e9 * 1e3:.2f} ms")
 
-# %% [markdown] key="three-reading" lang="zh" partner="60e2d555"
-# 一个开头抵得上近万条答案，但这一个开头**人人**用得着。最后两行是个提醒：小模型的前缀放到主机内存里，取回来比重算还慢；
+# %% [markdown] key="three-reading" lang="zh" partner="4188d6df"
+# 一个开头抵得上近万条答案，但这一个开头**人人**用得着。最后两行是个提醒：小模型的前缀放到主机内存里，按峰值算，取回来比重算还慢；
 # 模型越大，重算越贵，账才会反过来。
 
-# %% [markdown] key="three-reading" lang="en" partner="19469b98"
+# %% [markdown] key="three-reading" lang="en" partner="59d81543"
 # One beginning takes the room of nearly ten thousand answers, but **everybody** can use it. The last two lines
-# are a warning: for a small model, fetching a prefix from host memory is slower than computing it again; the
-# larger the model, the dearer the computing, until the balance tips.
+# are a warning: at peak rates and for a small model, fetching a prefix from host memory is slower than
+# computing it again; a larger model makes computing dearer, until the balance tips.
 
-# %% [markdown] key="tree" lang="zh" partner="7da9a732"
+# %% [markdown] key="tree" lang="zh" partner="52dd9d38"
 # ## 前缀缓存是一棵树
 #
 # 键和值取决于它**之前的全部** token，所以一块能不能共享，要看整条路是否相同。块键就是这么链起来的：
@@ -129,8 +127,8 @@ print(f"fetching it from the host over PCIe at 64 GB/s {beginning / 64e9 * 1e3:.
 # own tokens. Equal keys mean equal tokens from the very first on. So a dictionary from keys to blocks is a
 # tree without a single pointer, and following the keys until one is missing is the longest-prefix match.
 #
-# Here are five prompts, with each word a token and four to a block (the engine has 16). In parentheses
-# is how many prompts go through a block.
+# Here are five prompts: each word is a token, with four to a block (16 in the engine). In parentheses is how
+# many prompts go through a block.
 
 # %% key="tree-code"
 texts = [
@@ -155,7 +153,7 @@ ax.set(xlim=(-0.5, 3.6), ylim=(-4.6, 0.6), yticks=[])
 ax.grid(False)
 print(f"{sum(node.prompts for node in tree)} full blocks in the prompts, {len(tree)} to compute and keep")
 
-# %% [markdown] key="tree-reading" lang="zh" partner="ca8ee5b6"
+# %% [markdown] key="tree-reading" lang="zh" partner="c7fbea70"
 # 最下面那条：同样的话，前面多了一个时刻，整条路都是新的。这个坑后面还会踩到。
 #
 # 内存不够时忘掉谁？没人在用的块里闲得最久的。序列放手时从**末尾**往前放，所以叶子总比父亲先被忘掉：
@@ -165,24 +163,23 @@ print(f"{sum(node.prompts for node in tree)} full blocks in the prompts, {len(tr
 # See the lowest row: the same words behind a time of day, and the whole way is new. This trap will come back.
 #
 # Who is forgotten when memory runs out? Of the blocks that nobody holds, the one idle longest. A sequence lets
-# go of its **end** first, so a leaf is always forgotten before its parent: a beginning without its end is
-# still of use, and an end without its beginning can never be found.
+# go of its **end** first, so a leaf is forgotten before its parent: a beginning without its end is still of
+# use, an end without its beginning can't be found.
 
-# %% [markdown] key="rest" lang="zh" partner="f74470f1"
+# %% [markdown] key="rest" lang="zh" partner="e411e722"
 # ## 命中之后还剩多少要算
 #
-# 同一个提示问两遍，第二遍能找到多少？两处零头。**块**：只有整块才共享，零头最多 15 个 token 要白算。
+# 同一个提示问两遍，第二遍能找到多少？两处零头。**块**：只有整块才共享，零头最多 15 个 token 要重算。
 # **最后一个 token**：哪怕全部命中也得算，因为下一个 token 来自最后一个位置的输出，而键和值里没有输出。
 # 先猜 512 那一行。下面左边是真引擎，右边是仿真，两边用同一个 `BlockPool` 记账。
 
-# %% [markdown] key="rest" lang="en" partner="00cb4c56"
+# %% [markdown] key="rest" lang="en" partner="53a6ecb0"
 # ## What is left to compute after a hit
 #
-# Ask the same prompt twice: how much does the second find? There are two remainders. **Blocks**: only whole ones
-# are shared, so up to 15 tokens are computed in vain. **The last token** is computed even if all is known,
+# Ask the same prompt twice: how much does the second find? There are two remainders. **Blocks**: only whole
+# ones are shared, so up to 15 tokens are computed again. **The last token** is computed even if all is known,
 # because the next token comes from the output at the last position, and keys and values hold no outputs.
-# Guess the row of 512 first. On the left is the real engine, on the right the simulator; the same `BlockPool`
-# keeps the books of both.
+# Guess the row of 512 first. Left is the real engine, right the simulator; one `BlockPool` keeps both books.
 
 # %% key="rest-code" tags=["nbval-check-output"]
 engine = ContinuousEngine.load("course-tiny", kv_cache_memory="128MiB", max_num_seqs=16)
@@ -193,14 +190,14 @@ for length in (511, 512, 513, 527, 528, 529):
     simulated = caching.simulator_hits([prompt, prompt])[1]
     print(f"{length:20d}{found:22d}{simulated:19d}{length - found:13d}")
 
-# %% [markdown] key="turns" lang="zh" partner="4485a2d2"
+# %% [markdown] key="turns" lang="zh" partner="9443b5a1"
 # 对话是前缀缓存的主场：第二轮的提示就是第一轮的提示、回答，再加新问题，连**回答**的块也能命中。
 # 下面一段四轮的对话，规则 200 个 token，每轮问 24 个、答 40 个。
 
 # %% [markdown] key="turns" lang="en" partner="096745d0"
-# Conversations are where a prefix cache is at home: the second prompt is the first one, its answer and a new
-# question, and the blocks of the **answer** are found as well. Here is a conversation of four turns with 200
-# tokens of rules, 24 to each question and 40 to each answer.
+# Conversations are where a prefix cache is at home: the second prompt is the first, its answer and a new
+# question, so the blocks of the **answer** are found as well. Here are four turns with 200 tokens of rules, 24
+# to a question and 40 to an answer.
 
 # %% key="turns-code" tags=["nbval-check-output"]
 [history, *questions] = token_prompts([200, 24, 24, 24, 24], engine.vocabulary, seed=1)
@@ -226,7 +223,7 @@ for turn, simulated in enumerate(caching.simulator_hits(prompts, answers)):
 # history that comes back as **the same tokens**. An answer that was turned into text and tokenized again may
 # be cut differently, and there the hit ends.
 
-# %% [markdown] key="law" lang="zh" partner="ddeaa237"
+# %% [markdown] key="law" lang="zh" partner="ef2e64a8"
 # ## 命中多长，TTFT 就短多少
 #
 # 一步的时间是 $\tau=a+bn+cK+dP$（第 05、06 课）。空闲的服务器上，长 $p$ 的提示命中 $h$ 个 token：
@@ -246,7 +243,7 @@ for turn, simulated in enumerate(caching.simulator_hits(prompts, answers)):
 #
 # Each token found saves $d$ seconds: a straight line. There is no discount on $c\,p$, since the keys and values
 # that were found must still be **read**. The measurement is on `bench-30m`. Other prompts serve to calibrate:
-# the four numbers are fitted to their steps. The simulation has the same four numbers, and the engine's books.
+# the four numbers are fitted to their steps. The simulation adds the engine's books to the same four.
 
 # %% key="law-calibrate"
 heavy = ContinuousEngine.load("bench-30m", kv_cache_memory="256MiB", max_num_seqs=4)
@@ -284,16 +281,17 @@ ax.legend()
 ratios = [theory[0] / theory[6], simulated[0] / simulated[6], np.median(measured[0]) / np.median(measured[6])]
 print("600 of 640 found, TTFT shorter by theory x{:.1f}, simulated x{:.1f}, measured x{:.1f}".format(*ratios))
 
-# %% [markdown] key="law-reading" lang="zh" partner="54cd2811"
-# 圆圈比直线略高，那是块的零头。再看纵轴的截距：全部命中也剩一步的固定成本。
-# 所以提示短的时候前缀缓存没什么可省的，TTFT 里本来就只有 $a$。
+# %% [markdown] key="law-reading" lang="zh" partner="5c9563c4"
+# 圆圈比直线略高，那是块的零头。再看最右端：全部命中也剩一步的固定成本，所以提示短的时候前缀缓存没什么可省的。
+# 实测点若在右端高出圆圈，错在一个 $a$ 要管两种步：CPU 引擎的解码步走便宜的路，16 个 token 的预填充就走不了。
 
-# %% [markdown] key="law-reading" lang="en" partner="26153814"
-# The circles lie a little above the line: that is what whole blocks cost. And see what is left on the right:
-# with everything found there is still the fixed cost of a step. So with short prompts a prefix cache has little
-# to save, since their TTFT is mostly $a$ anyway.
+# %% [markdown] key="law-reading" lang="en" partner="19e5e657"
+# The circles lie a little above the line: that is what whole blocks cost. And see the right end: with
+# everything found there is still the fixed cost of a step, so with short prompts a prefix cache has little to
+# save. Measured points above the circles there mean that one $a$ can't serve two kinds of step: the CPU
+# engine has a cheap route for decode steps, closed to a prefill of 16 tokens.
 
-# %% [markdown] key="che" lang="zh" partner="4a6000e5"
+# %% [markdown] key="che" lang="zh" partner="3020a815"
 # ## 命中率：一个数说清 LRU
 #
 # 命中多长由提示决定，**多久命中一次**由流行度和容量决定。热门程度常近似 Zipf 分布：第 $i$ 名的请求占比
@@ -309,14 +307,14 @@ print("600 of 640 found, TTFT shorter by theory x{:.1f}, simulated x{:.1f}, meas
 # %% [markdown] key="che" lang="en" partner="c16ca923"
 # ## Hit rate: one number tells LRU
 #
-# How long a hit is, the prompts decide; **how often there is one** is decided by popularity and size. Popularity
-# is often close to Zipf's law: number $i$ gets a share $p_i\propto i^{-s}$ of the requests. The cache has room
-# for $C$ answers, and when it is full, the one not wanted for longest goes (LRU). What is the hit rate?
+# Prompts decide how long a hit is; popularity and size decide **how often there is one**. Popularity is often
+# close to Zipf's law: number $i$ gets a share $p_i\propto i^{-s}$ of the requests. The cache has room for $C$
+# answers, and when it is full, the one not wanted for longest goes (LRU). What is the hit rate?
 #
-# The idea of Che, Tung and Wang: take the cache for a shelf where whatever was touched last stands at the left.
-# A book that nobody touches is pushed to the right by the others until it falls off. How long that takes
-# depends on the shelf and hardly on the book. This time $T$, in requests, is the **lifetime**: the books that
-# are touched within $T$ requests just fill the shelf.
+# The idea of Che, Tung and Wang: think of a shelf where whatever was touched last stands at the left. A book
+# that nobody touches is pushed to the right until it falls off. How long that takes depends on the shelf and
+# hardly on the book. This time $T$, in requests, is the **lifetime**: the books touched within $T$ requests
+# just fill the shelf.
 #
 # $$\sum_i\left(1-e^{-p_iT}\right)=C,\qquad \text{hit rate}=\sum_i p_i\left(1-e^{-p_iT}\right)$$
 #
@@ -339,7 +337,7 @@ for exponent in (0.6, 0.8, 1.0):
     print(f"s = {exponent}, 100 kept: theory {theory:.3f}, the ResultCache {found[2]:.3f}")
 _ = ax.set(ylim=(0, 1), xlim=(5, 900))
 
-# %% [markdown] key="memory" lang="zh" partner="a7f80a96"
+# %% [markdown] key="memory" lang="zh" partner="5e3284ef"
 # ## KV 缓存要留多少闲着
 #
 # 现在把同一条公式用在块上。40 个租户，各有 96 个 token（6 块）的规则，流行度 $s=0.9$；每个问题 32 个 token（2 块），
@@ -347,22 +345,22 @@ _ = ax.set(ylim=(0, 1), xlim=(5, 900))
 #
 # $$6\sum_i\left(1-e^{-p_iT}\right)+2\,T=C$$
 #
-# 三列：理论；仿真（同一套 `BlockPool`，3,000 个请求）；真引擎，三种 KV 内存，同样的 200 个请求各跑一遍。
-# 最后一列是同样 200 个请求的仿真，它和引擎该差多少？
+# 三列：理论；仿真（同一套 `BlockPool`，3,000 个请求）；真引擎，三种 KV 内存，各跑 200 个请求。
+# 最后一列是这 200 个请求的仿真，它和引擎该差多少？
 
-# %% [markdown] key="memory" lang="en" partner="e11ddb17"
+# %% [markdown] key="memory" lang="en" partner="9ce3ca02"
 # ## How much KV cache to leave idle
 #
 # Now the same formula for blocks. There are 40 tenants with 96 tokens (6 blocks) of rules each, popular by
 # $s=0.9$, and every question has 32 tokens (2 blocks) and is asked only once. Blocks that are asked for once
-# stand on the shelf all the same: nobody will want them, yet they lie there for a whole lifetime before they
-# fall off. So the equation has one more term:
+# stand on the shelf all the same, for a whole lifetime, though nobody will want them. So the equation has one
+# more term:
 #
 # $$6\sum_i\left(1-e^{-p_iT}\right)+2\,T=C$$
 #
 # Three columns: theory; simulation with the same `BlockPool` and 3,000 requests; and the real engine with three
-# sizes of KV memory and the same 200 requests for each. The last column is the simulation of just these 200. By
-# how much should it differ from the engine?
+# sizes of KV memory and 200 requests. The last column simulates just these 200. By how much should it differ
+# from the engine?
 
 # %% key="memory-code" tags=["nbval-check-output"]
 popularity = cache_traffic.zipf(40, 0.9)
@@ -397,7 +395,7 @@ ax.plot(blocks, real, linestyle="", label="engine, 200 requests", **MEASURED)
 ax.set(ylim=(0, 1.05), xlim=(0, 500))
 _ = ax.legend(loc="lower right")
 
-# %% [markdown] key="memory-reading" lang="zh" partner="704aa402"
+# %% [markdown] key="memory-reading" lang="zh" partner="85590b5e"
 # 引擎和仿真一个 token 不差：决定谁被忘掉的是同一段代码。引擎与理论的差，一是 200 个请求的抽样误差，二是开头的缓存还是空的，理论讲的是稳态。
 #
 # 灰线是问题不占地方时的情形：240 块（$40\times 6$）就装下了全部规则。实际上只问一次的块不停地往里挤，同样的命中率要贵得多。
@@ -406,37 +404,37 @@ _ = ax.legend(loc="lower right")
 # 算 $C$ 时先扣掉正在跑的请求占的块（`kv_cache_usage`）：它们不闲着。
 
 # %% [markdown] key="memory-reading" lang="en" partner="db46d643"
-# Engine and simulation agree to the token, because the same code decides who is forgotten. What the engine is
-# off the theory is the sampling error of 200 requests, and a cache that was empty at first; theory speaks of
-# the steady state.
+# Engine and simulation agree to the token, because the same code decides who is forgotten. The engine is off
+# the theory by the sampling error of 200 requests, and because its cache starts empty: theory means the
+# steady state.
 #
-# The grey line is what it would be if questions took no room: 240 blocks ($40\times 6$) would hold all the
-# rules. In fact blocks that are asked for once keep pushing in, and the same hit rate is much dearer.
+# The grey line is for questions that take no room: 240 blocks ($40\times 6$) would hold all the rules. In fact
+# blocks that are asked for once keep pushing in, and the same hit rate is much dearer.
 #
 # How to use it: the lifetime $T$ over the arrival rate is in seconds. A tenant whose requests are closer
-# together than that mostly hits; where the gaps are much longer, a little more memory is wasted. And before you
-# put in a $C$, subtract the blocks that running requests hold (`kv_cache_usage`), since those are not idle.
+# together than that mostly hits; where the gaps are much longer, a little more memory won't help. From $C$,
+# subtract first the blocks that running requests hold (`kv_cache_usage`): those are not idle.
 
-# %% [markdown] key="decide" lang="zh" partner="75f1de9f"
+# %% [markdown] key="decide" lang="zh" partner="c719f8ff"
 # ## 回到客服机器人：四种配置
 #
 # 现在是开头那道题。提示 640 个 token，开头的 592 个（37 块）能命中，回答 16 个；重复率 30%。
-# 一台一直有 $B=16$ 个请求在跑的服务器，每个请求分摊 $a$ 的 $16/B$，再加自己的活 $w$。所以上限是
+# 一台一直有 $B=16$ 个请求在跑的服务器，每个请求走 16 步，每步的 $a$ 由 $B$ 个请求分摊，再加自己的活 $w$。所以上限是
 #
 # $$\frac{1}{1-r}\cdot\frac{1}{16a/B+w-592\,d}$$
 #
 # $r$ 是结果缓存答掉的比例，没有它就是 0；没有前缀缓存就去掉 $592\,d$。**两种缓存相乘，不是相加**：结果缓存减少请求数，
 # 前缀缓存减少每个请求的活。
 #
-# 三列用同一批请求：先来一个暖场，随后 47 个同时涌进来，看多久答完。`RememberingEngine` 是套在引擎外面的结果缓存。
+# 三列用同一批请求：先来一个，随后 47 个同时涌进来，看多久答完。`RememberingEngine` 是套在引擎外面的结果缓存。
 # 每种配置都用全新的引擎，先用别的提示标定。
 
-# %% [markdown] key="decide" lang="en" partner="0d8d3347"
+# %% [markdown] key="decide" lang="en" partner="9645de70"
 # ## Back to the support bot: four configurations
 #
 # Now the question of the beginning. Prompts have 640 tokens, of which the first 592 (37 blocks) can be found,
-# answers have 16, and 30% repeat. In a server that always has $B=16$ requests in work, each pays $16/B$ of $a$
-# and its own work $w$. So the limit is
+# answers have 16, and 30% repeat. In a server that always has $B=16$ requests in work, each takes 16 steps, in
+# which $B$ requests share $a$, and adds its own work $w$. So the limit is
 #
 # $$\frac{1}{1-r}\cdot\frac{1}{16a/B+w-592\,d}$$
 #
@@ -444,9 +442,9 @@ _ = ax.legend(loc="lower right")
 # **The two multiply, they don't add**: a result cache makes requests fewer, a prefix cache makes each one
 # smaller.
 #
-# The three columns have the same requests: one comes alone, then 47 rush in at once, and we see how soon all are
-# answered. `RememberingEngine` is the result cache around the engine. Each configuration gets a new engine and
-# is calibrated with other prompts first.
+# The three columns have the same requests: one comes alone, then 47 rush in at once, and we see how soon all
+# are answered. `RememberingEngine` is the result cache around the engine. Each configuration gets a new
+# engine, calibrated with other prompts.
 
 
 # %% key="decide-run"
@@ -506,28 +504,28 @@ for name, guess in guesses.items():
     exact, found = theory(name, law) / theory("none", law), limits[name][2] / limits["none"][2]
     print(f"{name:13s} you said x{guess:.1f}; theory x{exact:.1f}, measured x{found:.1f}")
 
-# %% [markdown] key="decide-reading" lang="zh" partner="b53275ed"
-# 结果缓存的倍数只由重复率决定，换什么机器都一样：$1/(1-r)$。前缀缓存的倍数要看预填充在总活里的份额，提示长、回答短就大。
+# %% [markdown] key="decide-reading" lang="zh" partner="ab960f85"
+# 公式里，结果缓存的倍数只由重复率决定，与机器无关：$1/(1-r)$。前缀缓存的倍数要看预填充在总活里的份额，提示长、回答短就大。
 # 意外在这里：「只有 30% 的问题重复」，说的是整个问题；而**开头**的重复率是 100%。
 #
 # 实测的前缀缓存若低于理论，多半是这个原因：一小段预填充接在很长的命中后面，要先把那段键和值逐条读出来，
-# 每个 token 比整段预填充贵。一个 $d$ 说不清两种价钱，这是四个数的模型的边界。
+# 每个 token 比整段预填充贵。一个 $d$ 说不清两种价钱。
 #
 # 延迟呢？给四种配置同样的流量：无缓存时实测上限的 0.7 倍，泊松到达，同一串顾客。混合的步没有闭式的排队公式，
 # 所以只有仿真和实测两列。
 
-# %% [markdown] key="decide-reading" lang="en" partner="0e80f8ec"
-# What the result cache multiplies by is decided by the repeats alone, whatever the machine: $1/(1-r)$. For the
-# prefix cache it depends on the share of prefill in all the work: much with long prompts and short answers. And
-# here is the surprise: "only 30% of the questions repeat" speaks of whole questions; of the **beginnings**, 100%
-# repeat.
+# %% [markdown] key="decide-reading" lang="en" partner="28d6f14e"
+# By the formula, the result cache's factor is a matter of the repeats alone, whatever the machine: $1/(1-r)$.
+# The prefix cache's depends on the share of prefill in all the work: much with long prompts and short
+# answers. And here is the surprise: "only 30% of the questions repeat" speaks of whole questions; of the
+# **beginnings**, 100% repeat.
 #
 # If the measured prefix cache stays below theory, this is the likely reason: a short prefill behind a long hit
 # must first read all those keys and values, one request after another, so each of its tokens costs more than in
-# a whole prefill. One $d$ can't name two prices; here is the edge of a model of four numbers.
+# a whole prefill. One $d$ can't name two prices.
 #
-# And latency? All four get the same traffic, 0.7 of the measured limit without caches, Poisson, the same
-# customers. Mixed steps have no closed formula for the queue, so there are two columns, simulated and measured.
+# And latency? All four get the same Poisson traffic, 0.7 of the measured limit without caches. Mixed steps have
+# no closed formula for the queue, so there are two columns, simulated and measured.
 
 # %% key="latency-code"
 rate = 0.7 * limits["none"][2]
@@ -540,7 +538,7 @@ for name in configurations:
     means, high = ttft.mean(axis=1), np.quantile(ttft, 0.95, axis=1)
     print(f"{name:15s}{means[0]:11.1f}{means[1]:10.1f}{high[0]:12.1f}{high[1]:10.1f}")
 
-# %% [markdown] key="latency-reading" lang="zh" partner="24cfb67c"
+# %% [markdown] key="latency-reading" lang="zh" partner="414fdff8"
 # 先看仿真那两列的规律：前缀缓存把**每个**请求都变小，均值和 P95 一起降。结果缓存的命中是 0 毫秒，均值跟着降，
 # 可七成请求照旧要算，P95 落在它们身上，只因负载轻了才好一些。所以命中率到不了 95%，P95 就不会自己变成命中的样子：
 # 均值好看，尾延迟照旧。实测里还有线程和事件循环的时间，那是仿真没有的。
@@ -548,11 +546,11 @@ for name in configurations:
 # %% [markdown] key="latency-reading" lang="en" partner="97d5d6dd"
 # Look at the simulated columns first. The prefix cache makes **every** request smaller, and mean and P95 fall
 # together. A hit in the result cache takes 0 ms and the mean falls with it, but seven in ten are computed as
-# before, P95 lies among them, and it gains only from the lighter load. As long as the hit rate is below 95%, P95
-# is not that of a hit: a pretty mean, and the old tail. In the measured columns there is also the time of threads
-# and the event loop, which the simulation doesn't have.
+# before, P95 lies among them, and it gains only from the lighter load. As long as the hit rate is below 95%,
+# P95 is not that of a hit: a pretty mean, and the old tail. The measured columns also have the time of
+# threads and the event loop.
 
-# %% [markdown] key="breaks" lang="zh" partner="182c2bf9"
+# %% [markdown] key="breaks" lang="zh" partner="a54f572f"
 # ## 什么会让它失灵
 #
 # **提示开头的时间戳。** 一行「现在是 9:01」放在最前，后面的一切都是新的。同样的内容，换个位置再数一遍。
@@ -567,8 +565,8 @@ for name in configurations:
 # cell counts the same content with the line in two places.
 #
 # **Several tenants.** Hits are fast and misses slow, so a stopwatch tells what others have asked: send "our
-# company will lay off" and see whether it is suspiciously fast. With a salt for each tenant in the block keys,
-# different salts share nothing; the price is that each tenant computes the common rules anew.
+# company will lay off" and see whether it is suspiciously fast. Salt the block keys by tenant, and different
+# salts share nothing; the price is that each tenant computes the common rules anew.
 
 # %% key="breaks-code" tags=["nbval-check-output"]
 rules, *questions = token_prompts([600] + [40] * 8, engine.vocabulary, seed=21)
@@ -585,15 +583,14 @@ salts = [b"tenant a", b"tenant b"] * 4
 found = caching.simulator_hits(prompts, salts=salts).sum()
 print(f"the second, with a salt for each of two tenants: {found} found")
 
-# %% [markdown] key="stampede" lang="zh" partner="5aa2779c"
+# %% [markdown] key="stampede" lang="zh" partner="d697b521"
 # **踩踏。** 一条推送发出去，16 个人同时问同一句。普通的键值存储里还没有答案，16 个都去算；
-# 「单飞」（single flight）让第一个去算，其余的等它。前缀缓存也有同样的毛病：同一步进来的请求谁也找不到谁的块，各算一份。
+# 「单飞」（single flight）让第一个去算，其余的等它。前缀缓存也有同样的毛病：同一步进来的请求谁也找不到谁的块。
 
-# %% [markdown] key="stampede" lang="en" partner="3bd6ca4b"
+# %% [markdown] key="stampede" lang="en" partner="9ee16229"
 # **The stampede.** A push message goes out, and 16 people ask the same at once. A plain key-value store has no
 # answer yet, so all 16 compute. With *single flight* the first computes and the others wait for it. The prefix
-# cache has the same weakness: requests that come in with one step don't find each other's blocks, and each
-# computes its own.
+# cache has the same weakness: requests that come in with one step don't find each other's blocks.
 
 # %% key="stampede-code"
 crowd = cache_traffic.support_desk(1.0, 16, repeats=0.0, seed=31, **bot)
@@ -615,22 +612,22 @@ for name, single_flight in (
         answered = (served.statistics.generation_tokens - start.generation_tokens) // 16
     print(f"{name:30s}{read:17d}{answered:19d}{run.latencies.max() * 1e3:16.0f}")
 
-# %% [markdown] key="stale" lang="zh" partner="3b68cbd4"
+# %% [markdown] key="stale" lang="zh" partner="361bc5cb"
 # **旧答案。** 退货政策改了，缓存不知道。TTL 给答案一个寿命，从存入时算起，命中不续命。一个问题每秒被问 $\lambda$ 次，
 # TTL 为 $t$ 秒，每轮是一次未命中加上平均 $\lambda t$ 次命中，所以命中率是 $\lambda t/(1+\lambda t)$。TTL 该多长，由你能容忍多旧来定，不由命中率定。
 #
-# **采样。** 温度大于 0 又没有种子，同一句问两遍就是想要两个答案，存起来就剥夺了这个可能。`cache_key` 这时给 `None`，
+# **采样。** 温度大于 0 又没有种子，同一句问两遍就是想要两个答案。`cache_key` 这时给 `None`，
 # 不存也不查。前缀缓存没有这个问题：它存的是输入，不是输出。
 
-# %% [markdown] key="stale" lang="en" partner="ee569154"
-# **Old answers.** The returns policy has changed, and the cache doesn't know. A TTL gives answers a life, counted
-# from when they were stored and not renewed by hits. If a question comes $\lambda$ times per second and the TTL
-# is $t$ seconds, each round is one miss and $\lambda t$ hits on average, so the hit rate is
-# $\lambda t/(1+\lambda t)$. How long the TTL may be is a matter of how old an answer may be, not of the hit rate.
+# %% [markdown] key="stale" lang="en" partner="b8ba8db8"
+# **Old answers.** The returns policy has changed, and the cache doesn't know. A TTL gives answers a life,
+# counted from when they were stored and not renewed by hits. If a question comes $\lambda$ times per second
+# and the TTL is $t$ seconds, each round is one miss and $\lambda t$ hits on average, so the hit rate is
+# $\lambda t/(1+\lambda t)$. Set the TTL by how old an answer may be, not by the hit rate.
 #
-# **Sampling.** With a temperature above 0 and no seed, who asks twice wants two answers, and a stored one takes
-# that away. `cache_key` gives `None` then: nothing is stored or looked up. A prefix cache has no such trouble,
-# as it keeps inputs and not outputs.
+# **Sampling.** With a temperature above 0 and no seed, who asks twice wants two answers. `cache_key` gives
+# `None` then: nothing is stored or looked up. A prefix cache has no such trouble: it keeps inputs, not
+# outputs.
 
 # %% key="stale-code" tags=["nbval-check-output"]
 times = np.cumsum(streams(5, "times")["times"].exponential(20.0, 50_000))  # asked every 20 s on average
@@ -803,7 +800,7 @@ print(judge(prompt_order, engine))
 # %% key="close"
 engine.shutdown()
 
-# %% [markdown] key="summary" lang="zh" partner="102f546a"
+# %% [markdown] key="summary" lang="zh" partner="d482a7a9"
 # ## 星期一怎么做
 #
 # 1. 先打开前缀缓存，它不另花内存；用 `prefix_cache_hits` 除以 `prefix_cache_queries` 看命中率，再谈别的。
@@ -819,11 +816,11 @@ engine.shutdown()
 #    `prefix_cache_queries` before you talk of anything else.
 # 2. Change the template: what never changes goes first, time stamps, names and questions last; send
 #    conversations back as the same tokens.
-# 3. Work out the lifetime by Che's approximation, compare it with the gaps between a tenant's requests, and so
-#    choose how many KV blocks stay idle; blocks that are asked for once take room as well.
-# 4. The most that a result cache can do is $1/(1-r)$, so count the repeats before you build it; put the sampling
-#    parameters into the key, keep no samples without a seed, have single flight, and let the TTL be as long as an
-#    answer may be old.
+# 3. Get the lifetime from Che's approximation, compare it with the gaps between a tenant's requests, and choose
+#    how many KV blocks stay idle; blocks that are asked for once take room as well.
+# 4. A result cache can do $1/(1-r)$ at most, so count the repeats before you build it; put the sampling
+#    parameters into the key, keep no samples without a seed, have single flight, and set the TTL by how old an
+#    answer may be.
 # 5. Salt the block keys between tenants; and quote hit rates together with P95.
 
 # %% [markdown] key="references" lang="zh" partner="fbef0d9b"

@@ -81,15 +81,15 @@ guessed_int8 = {1: 2.0, 48: 2.0}
 # %% key="room-code"
 options = {"dtype": "float32", "kv_cache_memory": "128MiB", "max_num_seqs": 48}
 cost = measure_step_cost(
-    "course-tiny", batches=(1, 16, 48), guesses=(0, 2, 4, 8), tokens=5, rounds=2, **options
+    "course-tiny", batches=(1, 16, 48), guesses=(0, 2, 3, 4, 8), tokens=5, rounds=2, **options
 )
 
 fig, ax = figure(
     "A step with more tokens in it", "tokens per sequence in a step", "step time (plain step = 1)"
 )
 for batch, style in ((1, "o"), (16, "s"), (48, "^")):
-    relative = [cost.relative(k, batch) for k in (0, 2, 4, 8)]
-    ax.plot([1, 3, 5, 9], relative, marker=style, label=f"batch {batch}")
+    relative = [cost.relative(k, batch) for k in (0, 2, 3, 4, 8)]
+    ax.plot([1, 3, 4, 5, 9], relative, marker=style, label=f"batch {batch}")
     print(
         f"batch {batch:2d}: plain step {cost(0, batch) * 1e3:5.1f} ms, r(4) = {cost.relative(4, batch):.2f}"
     )
@@ -98,27 +98,26 @@ ax.annotate("one step for each token", (6, 6), ha="right", va="bottom")
 ax.set(xlim=(0.5, 9.5), ylim=0)
 _ = ax.legend()
 
-# %% [markdown] key="room-reading" lang="zh" partner="30bc7dcf"
+# %% [markdown] key="room-reading" lang="zh" partner="916ba077"
 # 虚线是老老实实一步一个 token 的价钱。实线在它下面多远，就有多少可赚：猜对了，一步顶几步用。
 #
-# 实线为什么会往上走？一是算术：批越大，一步里的空位已经被别的请求占了，多一个 token 就多一份钱。二是引擎会**换路**：
+# 实线往上走有两个原因。一是算术：批越大，空位已被别的请求占了，多一个 token 就多一份钱。二是引擎会**换路**：
 # 这里的 CPU 引擎让不超过 4 个 token 的步每层只走一个编译好的循环，再多就逐个调用矩阵库，固定开销大得多。
-# 批大小为 1 时，不猜的步走的正是便宜的那条路，3 个 token 还在上面，5 个就不在了，两点之间往往有一个台阶。
-# 普通的一步越快，检查就显得越贵：$r(k)$ 是引擎和机器合起来的数，抄不来，只能量。这张图就是本课的一半。
+# 批大小为 1 时，3 个 token 还在便宜的路上，5 个就不在了，两点之间往往有一个台阶。
+# 普通的一步越快，检查就显得越贵，所以 $r(k)$ 只能在自己的引擎和机器上量。这张图就是本课的一半。
 
-# %% [markdown] key="room-reading" lang="en" partner="8b12d701"
+# %% [markdown] key="room-reading" lang="en" partner="0084b8ee"
 # The dashed line is the honest price of one step for each token. How far a curve lies below it is how much
 # there is to gain: with right guesses, one step does the work of several.
 #
-# Why does a curve rise at all? First, arithmetic: in a larger batch the other requests have taken the room
-# already, and every further token has its price. Second, the engine **changes its route**: the CPU engine here
-# takes a step of up to 4 tokens through one compiled loop per layer, and a larger one through separate calls to
-# a matrix library, with far more fixed cost. At batch size 1 the plain step takes the cheap route; 3 tokens are
-# still on it and 5 no longer, so there is often a stair between these two points. The faster the plain step, the
-# dearer the checking looks: $r(k)$ belongs to engine and machine together, and nobody's figure but your own
-# will do. This figure is half of the lesson.
+# A curve rises for two reasons. First, arithmetic: in a larger batch other requests have taken the room, and
+# every further token has its price. Second, the engine **changes its route**: the CPU engine here takes a step
+# of up to 4 tokens through one compiled loop per layer, and a larger one through separate calls to a matrix
+# library, with far more fixed cost. At batch size 1, 3 tokens are still on the cheap route and 5 no longer, so
+# there is often a stair between the two. The faster the plain step, the dearer the checking looks, so $r(k)$
+# has to be measured on your own engine and machine. This figure is half of the lesson.
 
-# %% [markdown] key="formula" lang="zh" partner="66ed1908"
+# %% [markdown] key="formula" lang="zh" partner="25f98402"
 # ## 公式：一步能出几个 token
 #
 # 便宜地猜 $k$ 个 token，主模型一步全部检查，留下第一个错误之前的那些，错误处换上它自己的 token。
@@ -134,7 +133,7 @@ _ = ax.legend()
 # 下面让引擎自己的调度代码走一遍：圆圈里每个猜测独立地抛硬币；叉号里的猜测成片地对、成片地错（抄写的段落和创作的段落），
 # 它的 $\alpha$ 从运行里数出来。
 
-# %% [markdown] key="formula" lang="en" partner="aca0e3a2"
+# %% [markdown] key="formula" lang="en" partner="5b97033e"
 # ## The formula: tokens from a step
 #
 # Guess $k$ tokens cheaply, let the main model check all of them in one step, keep those before the first
@@ -179,7 +178,7 @@ for name, runs in tokens.items():
     ax.plot(lengths, [run.tokens_per_step for run in runs], linestyle="", **points)
 _ = ax.set(xlim=(0, 9.5), ylim=0)
 
-# %% [markdown] key="formula-reading" lang="zh" partner="9b666c1d"
+# %% [markdown] key="formula-reading" lang="zh" partner="12904e75"
 # 圆圈压在线上。叉号在线的下方，而且看表：它的 $\alpha$ 居然随 $k$ 变，从 0.70 到 0.78。猜测若真的独立，$\alpha$ 不会管 $k$ 是多少。
 # 顺手的段落里，一步能检查到更多猜测，于是这些段落在 $\alpha$ 里占的份量过大，不顺手的段落却照样一步一步地走。
 # 所以 $\alpha$ 随 $k$ 上升，就是猜测成片对错的信号，这时公式**偏乐观**；好在还有下一节的办法，根本不需要 $\alpha$。
@@ -194,12 +193,11 @@ _ = ax.set(xlim=(0, 9.5), ylim=0)
 # are walked step by step all the same. So an $\alpha$ that rises with $k$ is the sign of guesses that are right
 # in stretches, and the formula is then **too optimistic**. The next section has a way that needs no $\alpha$ at all.
 #
-# The last column of the table is another trap. The "acceptance rate" on a dashboard is mostly
-# accepted/drafted, which counts the guesses thrown away behind a wrong one as well. It is smaller than
-# $\alpha$, and the longer the guesses the smaller. Put it into the formula as $\alpha$, and the speed-up comes
-# out far too low.
+# The last column is another trap. The "acceptance rate" on a dashboard is mostly accepted/drafted, which also
+# counts the guesses thrown away behind a wrong one. It is smaller than $\alpha$, the more so the longer the
+# guesses. Put it into the formula as $\alpha$, and the speed-up comes out far too low.
 
-# %% [markdown] key="sheet" lang="zh" partner="02038cc7"
+# %% [markdown] key="sheet" lang="zh" partner="0aee2b23"
 # ## 先用日志算：标准答案法
 #
 # 最便宜的猜测者不是模型，而是**提示查找**：最后几个 token 上次出现时，后面跟着什么？就猜什么。猜几乎不要钱，$c\approx0$；查还是要付 $r(k)$。
@@ -208,7 +206,7 @@ _ = ax.set(xlim=(0, 9.5), ylim=0)
 # 走的是引擎自己的调度代码，步数一步不差。下面重放四份答案：改名任务（整段照抄，只换一个名字）、`course-tiny` 的贪心续写、
 # 它在温度 1 下的续写、以及人写的下文。
 
-# %% [markdown] key="sheet" lang="en" partner="16a03111"
+# %% [markdown] key="sheet" lang="en" partner="e8cc6f36"
 # ## First from the logs: the answer sheet
 #
 # The cheapest guesser is no model but **prompt lookup**: what followed the last few tokens where they stood
@@ -252,17 +250,16 @@ for name, sheet in sheets.items():
         f"{name:14s} guesses in {share:4.0%} of steps, alpha {run.acceptance:.2f}, {run.tokens_per_step:.2f} tokens/step"
     )
 
-# %% [markdown] key="sheet-reading" lang="zh" partner="d3717ad3"
+# %% [markdown] key="sheet-reading" lang="zh" partner="ef51eee5"
 # 同一个猜测者，同一台机器，差别全在**文本**。改写、摘要、补丁这类要引用原文的任务，猜测者手里就有答案；开放式写作里它几乎无话可说。
 # 贪心一行要打折看：小模型贪心时爱重复自己，正中提示查找的下怀。供应商的 2.8 倍多半就是在这样的文本上量的，
 # 所以他没有说谎，只是那不是你的文本。
 
-# %% [markdown] key="sheet-reading" lang="en" partner="3bee1882"
-# The same guesser on the same machine, and all the difference is in the **text**. In tasks that quote, such
-# as edits, summaries and patches, the guesser holds the answer in its hands; in free writing it has hardly
-# anything to say. Take the greedy row with a grain of salt: a small model repeats itself when it is greedy, which
-# plays into the hands of prompt lookup. The vendor's 2.8 was probably measured on such text. It is no lie;
-# it is just not your text.
+# %% [markdown] key="sheet-reading" lang="en" partner="ea388dc1"
+# The same guesser, and all the difference is in the **text**. In tasks that quote, such as edits, summaries
+# and patches, the guesser holds the answer in its hands; in free writing it has hardly anything to say. Mind
+# the greedy row: a small model repeats itself when it is greedy, which suits prompt lookup. The vendor's 2.8
+# was probably measured on such text. It is no lie; it is just not your text.
 
 # %% [markdown] key="columns" lang="zh" partner="caa308f8"
 # ## 三列对照：提示查找
@@ -290,7 +287,7 @@ engines = {"plain": plain} | {
     k: ContinuousEngine.load("course-tiny", speculative="prompt-lookup", draft_tokens=k, **options)
     for k in lengths
 }
-cost_now = measure_step_cost("course-tiny", (1,), (0, *lengths), tokens=12, rounds=1, **options)
+cost_now = measure_step_cost("course-tiny", (1,), sorted({0, 3, *lengths}), tokens=12, rounds=1, **options)
 runs = race(engines, judged, max_tokens=48)
 base = runs["plain"]
 theory, simulated, measured = {}, {}, {}
@@ -320,25 +317,24 @@ for name, column in (("theory", theory), ("simulated", simulated), ("measured", 
 ax.axhline(1, color="#999999", linewidth=1)
 _ = ax.set(xlim=(0.5, 10), ylim=0)
 
-# %% [markdown] key="columns-reading" lang="zh" partner="aeaa3f14"
+# %% [markdown] key="columns-reading" lang="zh" partner="90c31083"
 # 步数在纸上和引擎里一步不差，答案逐个 token 相同。所以仿真与实测之间若有差距，只可能来自时间：机器在标定之后变了速度，
 # $r(k)$ 随上下文变大，或者没量过的 $k$ 靠插值估得不准。理论则多错一处：它以为每一步都有 $k$ 个猜测，而提示查找常常什么也没找到，
-# 那样的一步只出一个 token，也只花一步的钱。「猜了几成」和「猜对几成」是两个数，上一节的表把它们分开了。
+# 那样的一步只出一个 token，也只花一步的钱。
 #
-# 看步数怎么随 $k$ 减少：头几个猜测省得最多，越往后省得越少，而 $r(k)$ 照涨不误。所以猜得更长不一定更快；
+# 看步数怎么随 $k$ 减少：头几个猜测省得最多，往后越省越少，而 $r(k)$ 照涨不误。
 # 省下的步抵不过变贵的步，加速比就到 1 以下。哪个 $k$ 最好，由你机器上的 $r(k)$ 说了算。
 
-# %% [markdown] key="columns-reading" lang="en" partner="b08ff7ae"
+# %% [markdown] key="columns-reading" lang="en" partner="e1fe413a"
 # Steps on paper and steps in the engine agree to the last one, and the answers agree token by token. So
 # whatever lies between simulated and measured is a matter of time: the machine has changed its speed since
 # it was calibrated, $r(k)$ grows with the context, or interpolation is off for a $k$ that was not timed. Theory
-# errs once more: it takes it that every step has $k$ guesses, while prompt lookup often finds none, and such a
-# step gives one token for the price of one step. "How often it guesses" and "how often it is right" are two
-# numbers, and the table of the last section keeps them apart.
+# errs once more: it assumes $k$ guesses in every step, while prompt lookup often finds none, and such a
+# step gives one token for the price of one step.
 #
 # See how the steps fall with $k$: the first guesses save most, later ones less and less, while $r(k)$ goes on
-# rising. So longer guesses need not be faster, and where the steps saved don't pay for the steps made dearer, the
-# speed-up is below 1. Which $k$ is best is decided by $r(k)$ on your machine.
+# rising. Where the steps saved don't pay for those made dearer, the speed-up is below 1. Which $k$ is best is
+# decided by $r(k)$ on your machine.
 
 # %% [markdown] key="draft" lang="zh" partner="7ff4dfd6"
 # ## 草稿模型：便宜多少才够
@@ -375,42 +371,41 @@ print(
     f"at c = 0.02 it would advise k = {cheap}, for {speculative_speedup(draft_alpha, cheap, 0.02):.2f} times"
 )
 
-# %% [markdown] key="draft-reading" lang="zh" partner="bb082dd0"
-# 参数少得多，一步却没便宜那么多。参数少，省的是读权重的时间；每层、每次调用的固定开销只随层数减半，
-# 模型越小，这一份越重。$c$ 一高，公式即使对最好的 $k$ 也许诺不了多少；实测还不一定够得着，因为每次猜测都要另走一趟调度、补读和核对，
-# 公式里没有它们。最后一行换一对模型，并取 $r=1$：0.6B 的草稿配 32B 的主模型，读权重占去时间时 $c\approx0.02$，同样的接受率就值钱了。
+# %% [markdown] key="draft-reading" lang="zh" partner="a1bb61e3"
+# 参数少得多，一步却没便宜那么多：省下的是读权重的时间，每层、每次调用的固定开销只随层数减半，模型越小，这一份越重。
+# $c$ 一高，公式即使对最好的 $k$ 也许诺不了多少；实测还不一定够得着，因为每次猜测都要另走一趟调度、补读和核对，公式里没有它们。
+# 最后一行换一对模型，并取 $r=1$：0.6B 的草稿配 32B 的主模型，读权重占去时间时 $c\approx0.02$，同样的接受率就值钱了。
 # **要的不是小草稿，是相对便宜的草稿。** 没有这样一对模型，还有提示查找：它的 $c$ 是零，要过的关只剩 $r(k)$。
 # （`bench-30m` 的权重是随机的，没有谁能替它猜，所以不参加。）
 
-# %% [markdown] key="draft-reading" lang="en" partner="8aebb6e4"
-# Far fewer parameters, and yet a step that is not as much cheaper. Fewer parameters save time in reading weights;
-# the fixed cost per layer and per call only halves with the number of layers, and the smaller a model, the more
-# it weighs. With a high $c$ the formula promises little even for the best $k$, and the measurement need not
-# reach that, because drafting takes a trip of its own through planning, catching up and checking, of which the
-# formula knows nothing. The last line tries another pair, with $r=1$: a draft of 0.6B for a main model of 32B has
-# $c\approx0.02$ where reading weights takes the time, and then the same acceptance is worth a lot. **What you
-# want is not a small draft but a relatively cheap one.** Without such a pair there is prompt lookup: its $c$ is
-# zero, and only $r(k)$ is left to beat. (`bench-30m` has random weights, nobody can guess for it, so it stays out.)
+# %% [markdown] key="draft-reading" lang="en" partner="d5372827"
+# Far fewer parameters, and yet a step that is not as much cheaper: it saves time in reading weights, while the
+# fixed cost per layer and per call only halves with the layers, and weighs the more the smaller the model. With
+# a high $c$ the formula promises little even for the best $k$, and the measurement need not reach that: drafting
+# takes a trip of its own through planning, catching up and checking, of which the formula knows nothing. The
+# last line tries another pair, with $r=1$: a draft of 0.6B for a main model of 32B has $c\approx0.02$ where
+# reading weights takes the time, and then the same acceptance is worth a lot. **What you want is not a small
+# draft but a relatively cheap one.** Without such a pair there is prompt lookup: its $c$ is zero, and only
+# $r(k)$ is left to beat. (`bench-30m` has random weights, nobody can guess for it, so it stays out.)
 
-# %% [markdown] key="noon" lang="zh" partner="d5f76f31"
+# %% [markdown] key="noon" lang="zh" partner="ebce1097"
 # ## 中午：批大了，空位没了
 #
-# 批处理和投机解码抢的是同一样东西：一步里闲着的算术。第一张图已经说了结局。这里重新量一遍 $r(k)$，再让引擎在批大小 1、16、48 上各跑一遍，
+# 批处理和投机解码抢的是同一样东西：一步里闲着的算术。这里重新量一遍 $r(k)$，再让引擎在批大小 1、16、48 上各跑一遍，
 # 贪心的文本和温度 1 的文本各一遍。预测是重放得到的每步 token 数除以 $r(k)$，$k$ 取这类文本的平均猜测个数。
 
-# %% [markdown] key="noon" lang="en" partner="14fac0a3"
+# %% [markdown] key="noon" lang="en" partner="30f08d33"
 # ## Noon: a large batch has no room
 #
-# Batching and speculation compete for one thing: the idle arithmetic of a step. The first figure has told
-# the end already. Here $r(k)$ is measured anew, and then the engine runs at batch sizes 1, 16 and 48, once on
-# greedy text and once at temperature 1. The prediction is the replay's tokens per step over $r(k)$, with that
-# text's mean number of guesses for $k$.
+# Batching and speculation compete for one thing: the idle arithmetic of a step. Here $r(k)$ is measured anew,
+# and then the engine runs at batch sizes 1, 16 and 48, once on greedy text and once at temperature 1. The
+# prediction is the replay's tokens per step over $r(k)$, with that text's mean number of guesses for $k$.
 
 # %% key="noon-code"
 crowd = [t[s : s + 64] for s in (100, 200, 300, 400) for t in written][:48]
 pair = {"plain": plain, "lookup": engines[4]}
 batches = [1, 16, len(crowd)]
-cost_now = measure_step_cost("course-tiny", batches, (0, 2, 4), tokens=5, rounds=1, **options)
+cost_now = measure_step_cost("course-tiny", batches, (0, 1, 2, 3, 4), tokens=5, rounds=1, **options)
 gains, predicted = {}, {}
 for text, temperature in (("greedy", 0.0), ("temperature 1", 1.0)):
     for batch in batches:
@@ -433,20 +428,21 @@ ax.axhline(1, color="#999999", linewidth=1)
 ax.set_ylim(0)
 _ = ax.legend()
 
-# %% [markdown] key="noon-reading" lang="zh" partner="4d83edb8"
+# %% [markdown] key="noon-reading" lang="zh" partner="f04535e4"
 # 方块是实测，虚线是预测。好猜的文本，赚头随批变大而缩小；难猜的文本本来就没什么可赚，批大小为 1 时也可能已经在亏。
 # 大批的实测通常还低于预测：各请求的猜测个数不同，注意力要分组计算；而且猜得准的请求先走，批在尾声里变小。
 # 算术一成为瓶颈，每个猜错的 token 都按全价收费，跌到 1 以下就不奇怪了。所以生产引擎按负载**动态地**减少猜测个数，忙时减到 0。
 
-# %% [markdown] key="noon-reading" lang="en" partner="a508e8b0"
-# Squares are measured, dashes predicted. On text that is easy to guess the gain shrinks as the batch grows; on
-# text that is hard to guess there was little to gain to begin with, and even batch size 1 may be a loss. In
-# large batches the measurement is mostly below the prediction: requests differ in their numbers of guesses, so
-# attention works in groups, and those with good guesses leave early, so that the batch thins out towards the
-# end. Once arithmetic is the bottleneck, each wrong guess is charged in full, and a fall below 1 is no surprise.
-# That is why production engines lower the number of guesses **with the load**, down to 0 when they are busy.
+# %% [markdown] key="noon-reading" lang="en" partner="013bf619"
+# Squares are measured, dashes predicted. On text that is easy to guess the gain shrinks as the batch grows;
+# on text that is hard to guess there was little to gain to begin with, and even batch size 1 may be a loss.
+# In large batches the measurement is mostly below the prediction: requests differ in their numbers of
+# guesses, so attention works in groups, and those with good guesses leave early, so that the batch thins out
+# towards the end. Once arithmetic is the bottleneck, each wrong guess is charged in full, and a fall below 1
+# is no surprise. That is why production engines lower the number of guesses **with the load**, down to 0 when
+# they are busy.
 
-# %% [markdown] key="exact" lang="zh" partner="b6356012"
+# %% [markdown] key="exact" lang="zh" partner="302647cb"
 # ## 采样时也一点不差
 #
 # 贪心时答案相同，上面已经逐个 token 核对过。（核对用的是 float32。在 bfloat16 里，两个分数几乎相等的 token 可能因为一步里同伴的多少而换位，
@@ -463,8 +459,8 @@ _ = ax.legend()
 # ## Just as exact with sampling
 #
 # Greedy answers are the same; we have compared them token by token. (In float32, that is. In bfloat16, two
-# tokens with almost equal scores may change places with the company that they have in a step, as they may
-# without speculation when the batch size changes.) Above temperature 0 it is the **distribution** that is
+# tokens with almost equal scores may change places with the company in their step, as they may without
+# speculation when the batch size changes.) Above temperature 0 it is the **distribution** that is
 # the same: the guesser draws $x$ from $q$; it stays with probability $\min(1,p(x)/q(x))$, and otherwise the
 # token is drawn anew from $\max(p-q,0)$, scaled to add up to one. The proof takes three lines:
 #
@@ -568,7 +564,7 @@ for b in sizes:
         f"batch {b:2d}: {speed[reference].step_ms(b):6.2f} ms -> {speed['int8'].step_ms(b):6.2f} ms, {int8_gain[b]:.2f} times"
     )
 
-# %% [markdown] key="turning" lang="zh" partner="361fedc9"
+# %% [markdown] key="turning" lang="zh" partner="e3fd1477"
 # ## 转折点
 #
 # 第 01 课的 $H(b)=\alpha b+\tau_0$ 又来了：INT8 降低 $\tau_0$（少读字节），却可能抬高 $\alpha$（边乘边还原）。两条线相交的地方就是转折点：
@@ -579,7 +575,7 @@ for b in sizes:
 # ## The turning point
 #
 # Lesson 01's $H(b)=\alpha b+\tau_0$ is back: INT8 lowers $\tau_0$ (fewer bytes to read) and may raise $\alpha$
-# (weights are restored while they are multiplied). Where the two lines meet is the turning point:
+# (weights are restored as they are multiplied). Where the two lines meet is the turning point:
 #
 # $$b^*=\frac{\Delta\tau_0}{\Delta\alpha}$$
 
@@ -600,30 +596,29 @@ if fixed8 < fixed and slope8 > slope:
         f"int8 pays below a batch of about {(fixed - fixed8) / (slope8 - slope):.0f} by the lines; see the table above"
     )
 else:
-    print("no turning point on this machine: one of the two is better at every batch size")
+    print("the lines don't cross; see the table above")
 
 ridge = 989e12 / 4.8e12  # an H200: dense bf16 operations over bytes per second, arithmetic only
 print(f"H200 on paper: 2 times up to batch {ridge / 2:.0f}, then less, and nothing from {ridge:.0f} on")
 
-# %% [markdown] key="turning-reading" lang="zh" partner="9c991d42"
+# %% [markdown] key="turning-reading" lang="zh" partner="6ba62edd"
 # 质量几乎没掉，速度要看批。许多 CPU 对 bfloat16 有专门的矩阵指令，却没有「INT8 权重乘 bfloat16 激活」的，
-# 于是边乘边还原，批一大，算术就成了瓶颈。直线只是概括：行数少和行数多时引擎走的是两条路，点会偏离直线，从哪个批开始亏以上面的表为准。
+# 于是边乘边还原，批一大，算术就成了瓶颈。直线只是概括：行数少和行数多时引擎走两条路，INT8 从哪个批开始亏，以上面的表为准。
 #
 # 最后一行是**算术**，不是测量：GPU 的算术多得多，转折点在一百上下才开始。
 # 投机解码在那里用的是同一份余量：$b(k+1)$ 不超过屋脊点，多算的 token 才近乎免费。
 # 能把激活也变成 INT8 的内核（SmoothQuant 一类）可以两头都赚，代价是更难保住质量。
 
-# %% [markdown] key="turning-reading" lang="en" partner="1bb31b45"
+# %% [markdown] key="turning-reading" lang="en" partner="90c7a038"
 # Hardly any quality is lost, and the speed depends on the batch. Many CPUs have matrix instructions for
 # bfloat16 and none for INT8 weights times bfloat16 activations, so weights are restored while they are
-# multiplied, and in a large batch that arithmetic is the bottleneck. The lines are no more than a summary: few
-# rows and many take two routes through the engine, so points stray from them, and the batch from which INT8
-# loses is to be read off the table above.
+# multiplied, and in a large batch that arithmetic is the bottleneck. The lines are only a summary, since few
+# rows and many take two routes through the engine: from which batch on INT8 loses, read off the table above.
 #
-# The last line is **arithmetic** and not a measurement: a GPU has so much more of it that the turn begins only
-# around a hundred. Speculation there lives on the same reserve: as long as $b(k+1)$ stays below the ridge point,
-# further tokens are almost free. Kernels that take INT8 activations as well (in the manner of SmoothQuant) can
-# win at both ends, at the price of quality that is harder to keep.
+# The last line is **arithmetic** and not a measurement: a GPU has so much more of it that the turn begins
+# only around a hundred. Speculation there lives on the same reserve: as long as $b(k+1)$ stays below the
+# ridge point, further tokens are almost free. Kernels that take INT8 activations as well (in the manner of
+# SmoothQuant) can win at both ends, at the price of quality that is harder to keep.
 
 # %% [markdown] key="decide" lang="zh" partner="d40146b9"
 # ## 结账
@@ -646,17 +641,17 @@ for time, column in (("night", 1), ("noon", 2)):
     name, best = max(((n, o[column]) for n, o in offers.items()), key=lambda pair: pair[1])
     print(f"at {time}: " + (f"{name}, {best:.2f} times" if best > 1.05 else "neither"))
 
-# %% [markdown] key="decide-reading" lang="zh" partner="173b708b"
+# %% [markdown] key="decide-reading" lang="zh" partner="685c5a57"
 # 投机解码量的是 `course-tiny`，INT8 量的是 `bench-30m`，两行的倍数属于各自的模型；可以比的是**形状**：夜里赚到的，到中午还剩多少。
 # 两件商品花的都是同一样东西，读权重时闲着的算术。夜里它多得是，中午批处理已经把它用掉了。
-# 引擎把普通的一步做得越快，留给投机解码的也越少：供应商的倍数，还要问是跟多慢的引擎比的。
+# 供应商的倍数还要追问一句：是跟多慢的引擎比的？普通的一步越快，留给投机解码的越少。
 
-# %% [markdown] key="decide-reading" lang="en" partner="c00026c2"
+# %% [markdown] key="decide-reading" lang="en" partner="ad96917b"
 # Speculation was measured on `course-tiny` and INT8 on `bench-30m`, so each row's factors belong to its own
 # model; what can be compared is the **shape**: how much of the night's gain is left at noon. Both products
 # spend the same thing, arithmetic that idles while weights are read. At night there is plenty of it, and at
-# noon batching has used it up. And the faster an engine makes its plain step, the less it leaves to speculation:
-# of a vendor's factor, ask how slow the engine was that it was measured against.
+# noon batching has used it up. And ask how slow an engine the vendor's factor was measured against: the faster
+# the plain step, the less is left to speculation.
 
 # %% [markdown] key="exercises" lang="zh" partner="bebb4768"
 # ## 练习
@@ -781,7 +776,7 @@ check("10.4", quantize_rows)
 for engine in {*engines.values(), *drafters.values()}:
     engine.shutdown()
 
-# %% [markdown] key="summary" lang="zh" partner="742a9084"
+# %% [markdown] key="summary" lang="zh" partner="cfdf1360"
 # ## 星期一怎么做
 #
 # 1. 拿一天的日志，用提示查找重放一遍：每步能出几个 token，一个下午就知道，不用碰线上服务。
@@ -790,7 +785,7 @@ for engine in {*engines.values(), *drafters.values()}:
 # 4. 草稿模型先比 $\alpha$ 和 $c+r(1)-1$；$\alpha$ 不比它大就别上。让猜测个数随负载下降。
 # 5. INT8 先量两个数：你自己文本上的困惑度，和你最忙时那个批大小上的一步耗时。
 
-# %% [markdown] key="summary" lang="en" partner="47612f3d"
+# %% [markdown] key="summary" lang="en" partner="515f2d6e"
 # ## What to do on Monday
 #
 # 1. Take a day of logs and replay them with prompt lookup: an afternoon tells the tokens per step, without

@@ -87,20 +87,21 @@ def read_bandwidth(num_bytes: int, seconds: float = 0.1) -> float:
 def matmul_rate(dtype: torch.dtype, rows: int = 512, seconds: float = 0.2) -> float:
     """Operations per second of a product large enough that reading doesn't matter."""
     weight = torch.randn(1024, 1024).to(dtype)
-    multiply, x = (
-        linear_class(best_attention(CPU, dtype), None, dtype, CPU)(weight, None),
-        torch.randn(rows, 1024).to(dtype),
-    )
+    multiply = linear_class(best_attention(CPU, dtype), None, dtype, CPU)(weight, None)
+    x = torch.randn(rows, 1024).to(dtype)
     return 2 * rows * weight.numel() / _typical_seconds(lambda: multiply(x), seconds)
 
 
-def matrices_time(shape: Shape, dtype: torch.dtype, tokens: Sequence[int]) -> list[float]:
+def matrices_time(
+    shape: Shape, dtype: torch.dtype, tokens: Sequence[int], attention: str | None = None
+) -> list[float]:
     """Seconds that a step's matrix products take by themselves, for each number of tokens in it.
 
     The matrices are as large and as many as the model's, so that together they lie in memory as the
-    model's do; what is in them doesn't matter.
+    model's do; what is in them doesn't matter. They are multiplied as an engine with this `attention`
+    does, which is the best there is unless told.
     """
-    make = linear_class(best_attention(CPU, dtype), None, dtype, CPU)
+    make = linear_class(attention or best_attention(CPU, dtype), None, dtype, CPU)
     matrices = [make((0.02 * torch.randn(size)).to(dtype), None) for size in _sizes(shape)]
     inputs = [size[1] for size in _sizes(shape)]
 
