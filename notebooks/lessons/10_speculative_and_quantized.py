@@ -520,7 +520,7 @@ _ = ax.legend()
 # in the first layer of `course-tiny`, with errors in units of the weights' root mean square.
 
 # %% key="int8-code"
-decoder, _ = load_decoder("course-tiny", torch.float32)
+decoder, _ = load_decoder("course-tiny", torch.float32, attention="torch")
 weight = decoder.layers[0].qkv.weight
 integers, scale = quantize(weight)
 per_row = integers.float() * scale[:, None] - weight

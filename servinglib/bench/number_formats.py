@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from servinglib.decoder.threads import dismiss_team
 from servinglib.errors import InvalidSetting, UnknownName
 from servinglib.models.held_out import held_out_texts, token_stream
 from servinglib.models.loading import find_checkpoint, load_tokenizer
@@ -164,6 +165,7 @@ def measure(
             for name in _rotated(formats, turn):
                 figures[name].steps.setdefault(batch, []).append(benches[name].step_seconds(batch))
         found[model] = figures
+    dismiss_team()
     return FormatsReport(found, refused)
 
 

@@ -15,6 +15,7 @@ from servinglib.decoder.linear import DenseLinear, Int8Linear, PackedLinear, pac
 from servinglib.decoder.model import Decoder, MakeLinear, RotaryTable, TorchOperations, Weights
 from servinglib.decoder.pages import Span
 from servinglib.decoder.shape import DecoderShape
+from servinglib.decoder.threads import dismiss_team
 from servinglib.models.loading import find_checkpoint
 from servinglib.policies.sequence import SequenceState
 
@@ -83,7 +84,10 @@ def load_decoder(
     """
     found = Checkpoint.find(model)
     machine = Machine(attention or best_attention(CPU, dtype), dtype, quantization=quantization)
-    return assemble(found, machine, -(-tokens // BLOCK), BLOCK, found.shape.context_length)
+    try:
+        return assemble(found, machine, -(-tokens // BLOCK), BLOCK, found.shape.context_length)
+    finally:
+        dismiss_team()  # that of the caller's thread, which compiled and tried the kernels
 
 
 def best_attention(device: torch.device, dtype: torch.dtype) -> str:

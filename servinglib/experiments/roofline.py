@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from servinglib.decoder.loading import best_attention, linear_class
+from servinglib.decoder.threads import dismiss_team
 from servinglib.engines.continuous.engine import ContinuousEngine
 from servinglib.errors import InvalidSetting
 from servinglib.models.shapes import Shape
@@ -155,6 +156,7 @@ def _typical_seconds(work: Callable[[], object], seconds: float) -> float:
         start = time.perf_counter()
         work()
         taken.append(time.perf_counter() - start)
+    dismiss_team()
     return _undisturbed(taken)
 
 

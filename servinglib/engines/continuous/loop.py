@@ -149,6 +149,8 @@ class EngineLoop:
     def _take_orders(self) -> None:
         """Follow all orders that are there; with nothing else to do, wait for one."""
         if not self._tickets:
+            if self._orders.empty():
+                self._runner.rest()
             self._orders.get()()
         while not self._orders.empty():
             self._orders.get()()

@@ -28,6 +28,7 @@ from servinglib.decoder.step import (
     Scored,
     score,
 )
+from servinglib.decoder.threads import dismiss_team
 from servinglib.engines.continuous.speculative import Proposer, verify
 from servinglib.engines.sampler import Row, choose, new_generator
 from servinglib.policies.sequence import Scheduled, SequenceState, StepPlan
@@ -118,6 +119,10 @@ class Runner:
             return params, None
         seed = params.seed if params.seed is None or choice == 0 else hash((params.seed, choice))
         return params, new_generator(seed, self.model.embeddings.device)
+
+    def rest(self) -> None:
+        """There is nothing to compute for a while."""
+        dismiss_team()
 
     @torch.inference_mode()
     def forget(self, sequence: SequenceState) -> None:

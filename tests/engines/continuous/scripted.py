@@ -82,6 +82,9 @@ class ScriptedRunner:
     def row(self, params: SamplingParams, choice: int) -> tuple[SamplingParams, None]:
         return params, None
 
+    def rest(self) -> None:
+        pass
+
     def forget(self, sequence: SequenceState) -> None:
         self.forgotten.append(sequence)
 
