@@ -117,14 +117,14 @@ _ = ax.legend()
 # there is often a stair between the two. The faster the plain step, the dearer the checking looks, so $r(k)$
 # has to be measured on your own engine and machine. This figure is half of the lesson.
 
-# %% [markdown] key="formula" lang="zh" partner="25f98402"
+# %% [markdown] key="formula" lang="zh" partner="630b33c4"
 # ## 公式：一步能出几个 token
 #
 # 便宜地猜 $k$ 个 token，主模型一步全部检查，留下第一个错误之前的那些，错误处换上它自己的 token。
 # 设每个猜测以概率 $\alpha$ 正确，互相独立。前 $i$ 个全对的概率是 $\alpha^i$，而期望值就是这些概率之和，
 # 再加上主模型自己的那一个：
 #
-# $$E=1+\alpha+\dots+\alpha^k=\frac{1-\alpha^{k+1}}{1-\alpha},\qquad S=\frac{E}{r(k)+kc}$$
+# $$E=1+\alpha+\cdots+\alpha^k=\frac{1-\alpha^{k+1}}{1-\alpha},\qquad S=\frac{E}{r(k)+kc}$$
 #
 # 分母是账单，有两项：$c$ 是**猜**一个 token 的成本除以主模型一步的成本；$r(k)$ 是**查**的成本，猜得再便宜也要付。
 # 书上的公式把 $r(k)$ 写成 1，那是权重读取占去全部时间的情形，这时有一条好记的推论：**只要 $\alpha>c$，猜一个就不亏**，
@@ -133,7 +133,7 @@ _ = ax.legend()
 # 下面让引擎自己的调度代码走一遍：圆圈里每个猜测独立地抛硬币；叉号里的猜测成片地对、成片地错（抄写的段落和创作的段落），
 # 它的 $\alpha$ 从运行里数出来。
 
-# %% [markdown] key="formula" lang="en" partner="5b97033e"
+# %% [markdown] key="formula" lang="en" partner="db465ad9"
 # ## The formula: tokens from a step
 #
 # Guess $k$ tokens cheaply, let the main model check all of them in one step, keep those before the first
@@ -141,7 +141,7 @@ _ = ax.legend()
 # independently. The first $i$ are all right with probability $\alpha^i$, the mean is the sum of these
 # probabilities, and the model's own token comes on top:
 #
-# $$E=1+\alpha+\dots+\alpha^k=\frac{1-\alpha^{k+1}}{1-\alpha},\qquad S=\frac{E}{r(k)+kc}$$
+# $$E=1+\alpha+\cdots+\alpha^k=\frac{1-\alpha^{k+1}}{1-\alpha},\qquad S=\frac{E}{r(k)+kc}$$
 #
 # The denominator is the bill, and it has two items: $c$ is the cost of **guessing** one token over that of a
 # step of the main model, and $r(k)$ is the cost of **checking**, due however cheap the guesses. Textbooks write

@@ -1,9 +1,8 @@
 """Computes a step and decides nothing: a plan goes in, each served sequence's next tokens come out.
 
-    plan: who computes how many tokens ──> spans ──> packed tokens, positions ──> model ──> scores
-                                                                                             │
-    next tokens of each sequence that has read all it has <──────────────────────── sampler ─┘
+    plan -> spans -> packed tokens, positions -> model -> scores -> sampler -> next tokens
 
+Only a sequence that has then read all it has gets a next token.
 With speculative decoding a proposer guesses how each decoding sequence goes on. The model then reads
 the guesses along with the sequence's own last token, in the same step, and `verify` keeps those that
 the model itself would have chosen.
