@@ -6,11 +6,10 @@ Which they are, and which of them are held out, `servinglib.models.held_out` dec
 
 from __future__ import annotations
 
-import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from servinglib.models.shapes import COURSE_SHAPES, END_OF_TEXT, END_OF_TEXT_ID
+from servinglib.models.shapes import COURSE_SHAPES, END_OF_TEXT
 
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
@@ -33,9 +32,3 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
         padding_side="left",
         clean_up_tokenization_spaces=False,
     )
-
-
-def token_stream(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> torch.Tensor:
-    """All documents in one row of ids, each followed by the end-of-text token."""
-    encoded = tokenizer.backend_tokenizer.encode_batch(texts)
-    return torch.tensor([token for document in encoded for token in (*document.ids, END_OF_TEXT_ID)])

@@ -26,11 +26,11 @@ from pathlib import Path
 import tokenizers
 import torch
 import transformers
-from course_corpus import token_stream, train_tokenizer
+from course_corpus import train_tokenizer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from transformers import Qwen3ForCausalLM
 
-from servinglib.models.held_out import is_held_out, standard_library
+from servinglib.models.held_out import is_held_out, standard_library, token_stream
 from servinglib.models.shapes import COURSE_SHAPES, qwen3_config
 
 MODELS_DIR = Path(__file__).parents[1] / "servinglib" / "models"
@@ -193,11 +193,11 @@ def main() -> None:
     options = parse_options()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
-    split: dict[str, list[str]] = {"train": [], "held-out": []}
+    split: dict[str, dict[str, str]] = {"train": {}, "held-out": {}}
     for path, text in standard_library().items():
-        split["held-out" if is_held_out(path) else "train"].append(text)
-    tokenizer = train_tokenizer(split["train"])
-    streams = {part: token_stream(tokenizer, texts) for part, texts in split.items()}
+        split["held-out" if is_held_out(path) else "train"][path] = text
+    tokenizer = train_tokenizer(list(split["train"].values()))
+    streams = {part: torch.tensor(token_stream(tokenizer, texts)) for part, texts in split.items()}
     model = Qwen3ForCausalLM(qwen3_config(COURSE_SHAPES[options.model])).float()
     curve = train(model, streams, options)
     shipped = model.bfloat16()
