@@ -207,9 +207,17 @@ class _Race:
         return names[turn % len(names) :] + names[: turn % len(names)]
 
     def best_size(self, name: str, work: Work) -> int:
-        """The size of static batches at which this contender is fastest."""
-        sizes = [s for s in STATIC_SIZES if s // 2 < len(work.prompts)]
-        return max(sizes, key=lambda size: self.rate(name, work.split(size), 2 * SEEDS, turn=0.0))
+        """The size of static batches at which this contender is fastest, judged by the first batch of each size.
+
+        From small to large, and no further than to the first that is slower: the largest can take minutes.
+        """
+        best, fastest = 0, 0.0
+        for size in (s for s in STATIC_SIZES if s // 2 < len(work.prompts)):
+            rate = self.rate(name, work.split(size)[:1], 2 * SEEDS, turn=0.0)
+            if rate < fastest:
+                break
+            best, fastest = size, rate
+        return best
 
     def rate(self, name: str, batches: Sequence[Work], seed: int, turn: float | None = None) -> float:
         """Output tokens/s of one contender's turn, batches one after another."""

@@ -2,7 +2,7 @@
 
 A lent instrument is given back when the hour is over, finished or not. So each figure goes into the
 notebook when it is read off, each experiment stands on a table of its own (one that blows up, or hangs,
-takes no other with it), and what could not be done is named with its reason. `gpu_parts.py` has the
+takes no other with it), and what could not be done is named with its reason. `gpu_parts.py` lists the
 experiments; this file runs them: `servinglib bench gpu`, or `python -m servinglib.bench.gpu` where
 nothing but torch, triton, transformers and numpy is installed.
 """
@@ -85,7 +85,10 @@ class Notes:
         self._save()
 
     def _save(self) -> None:
-        self._path.write_text(json.dumps(self._found))
+        """By one rename: whoever is stopped at this moment leaves the file as it was, not half of it."""
+        unfinished = self._path.with_name(self._path.name + ".unfinished")
+        unfinished.write_text(json.dumps(self._found))
+        unfinished.replace(self._path)
 
 
 def run(
@@ -105,7 +108,7 @@ def run(
     parts : sequence of str
         Of `LIMITS`.
     seconds : float, optional
-        For all parts together; what has not begun by then is left out, by name.
+        For all parts together, counted from the call; what has not begun by then is left out, by name.
     tell : callable
         Hears a line when a part ends.
 
@@ -114,22 +117,15 @@ def run(
     UnknownName, InvalidSetting
         Before anything runs.
     """
-    for part in parts:
-        if part not in LIMITS:
-            raise UnknownName("part", part, LIMITS)
-    if options.device not in ("cuda", "cpu"):
-        raise UnknownName("device", options.device, ("cuda", "cpu"))
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidSetting(f"--out {out} can't be a folder: {error.strerror}; name another") from error
+    end = time.perf_counter() + (float("inf") if seconds is None else seconds)
+    _prepare(out, options, parts)
     record: dict[str, Any] = {
         "kind": "gpu",
         "birth": birth_certificate(0, options.device),
         "settings": asdict(options),
         "parts": {},
     }
-    end = time.perf_counter() + (seconds or float("inf"))
+    write(out / RECORD, record)  # over that of an earlier run, which must not pass for this one's
     for part in parts:
         limit = min(LIMITS[part], end - time.perf_counter())
         found = _run_part(part, options, out, limit) if limit > 1 else _left_out(seconds)
@@ -139,6 +135,18 @@ def run(
     return out / RECORD
 
 
+def _prepare(out: Path, options: Options, parts: Sequence[str]) -> None:
+    for part in parts:
+        if part not in LIMITS:
+            raise UnknownName("part", part, LIMITS)
+    if options.device not in ("cuda", "cpu"):
+        raise UnknownName("device", options.device, ("cuda", "cpu"))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidSetting(f"--out {out} can't be a folder: {error.strerror}; name another") from error
+
+
 def _run_part(part: str, options: Options, out: Path, limit: float) -> dict[str, Any]:
     """Its own process writes down each figure at once, so that what it found stays when it is stopped."""
     notes, log = out / f"{part}.json", out / f"{part}.log"
@@ -146,8 +154,13 @@ def _run_part(part: str, options: Options, out: Path, limit: float) -> dict[str,
     command = [sys.executable, "-m", "servinglib.bench.gpu_parts", part, str(notes)]
     start = time.perf_counter()
     with log.open("w") as output:
+        # A group, to be ended as one, and no session: that would live on if we were ended ourselves.
         child = subprocess.Popen(
-            [*command, json.dumps(asdict(options))], stdout=output, stderr=output, start_new_session=True
+            [*command, json.dumps(asdict(options))],
+            stdout=output,
+            stderr=output,
+            env=_environment(options),
+            process_group=0,
         )
         try:
             code = child.wait(timeout=limit)
@@ -158,16 +171,24 @@ def _run_part(part: str, options: Options, out: Path, limit: float) -> dict[str,
     found = json.loads(notes.read_text()) if notes.exists() else {"status": "failed", "results": {}}
     if code is None:
         found |= {"status": "stopped", "error": f"not at its end after the limit of {limit:.0f} s"}
-    elif code != 0:
-        found |= {"status": "failed", "error": found.get("error") or log.read_text()[-3000:]}
+    elif code != 0 or found["status"] not in ("done", "skipped"):
+        said = log.read_text(encoding="utf-8", errors="replace")[-3000:]
+        found |= {"status": "failed", "error": found.get("error") or said or f"ended with exit code {code}"}
     return {**found, "seconds": round(time.perf_counter() - start, 2)}
 
 
+def _environment(options: Options) -> dict[str, str]:
+    """Ours; without a GPU for those who would take the one that is there when a CPU was asked for."""
+    return {**os.environ, **({"CUDA_VISIBLE_DEVICES": ""} if options.device == "cpu" else {})}
+
+
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """The child and all that it started: they have a process group to themselves."""
-    if child.poll() is None or os.name == "posix":
+    """The child and all that it started: they have a process group to themselves, where there are any."""
+    if os.name == "posix":
         with suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
+    else:
+        child.kill()
     child.wait()
 
 

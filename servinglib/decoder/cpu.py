@@ -59,18 +59,13 @@ class NumbaAttention:
 
     def prepare(self, decodes: Sequence[Span], prompts: Sequence[Span]) -> list[Span]:
         """Get ready for a step; returns all spans in the order in which their tokens must be packed."""
-        tables = [span.sequence.blocks for span in decodes]
-        counts = np.array([span.end - span.start for span in decodes], np.int64)
-        starts = np.cumsum([0, *map(len, tables)])[: len(tables)]
-        ends = [np.arange(span.start, span.end) + 1 for span in decodes]
-        lengths = np.concatenate(ends) if ends else np.empty(0, np.int64)
-        pages = np.fromiter(chain.from_iterable(tables), np.int64)
-        self.rows, self.seen = len(lengths), (pages, np.repeat(starts, counts), lengths, self.block_size)
+        pages, starts, lengths = seen = _tables(decodes)
+        self.rows, self.seen = len(lengths), (*seen, self.block_size)
         self._prompts, after = gather(alike(prompts), self.rows, self.block_size, self.pages[0])
-        spans = [*decodes, *after]
-        slots = [slots_of(s.sequence.blocks, s.start, s.end, self.block_size) for s in spans]
-        self.slots = np.concatenate(slots)
-        return spans
+        block, offset = np.divmod(lengths - 1, self.block_size)
+        slots = [slots_of(s.sequence.blocks, s.start, s.end, self.block_size) for s in after]
+        self.slots = np.concatenate((pages[starts + block] * self.block_size + offset, *slots))
+        return [*decodes, *after]
 
     def look_back(self, layer: int, q: torch.Tensor) -> torch.Tensor:
         """What each token gathers, (tokens, heads * head_dim), from turned queries, (tokens, heads, head_dim)."""
@@ -89,6 +84,17 @@ class NumbaAttention:
 
     def forget(self, sequence: SequenceState) -> None:
         """Nothing is kept beside the pages."""
+
+
+def _tables(spans: Sequence[Span]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All block tables one behind the other, and for each token where its own begins and how far it sees."""
+    tables = [span.sequence.blocks for span in spans]
+    starts = np.cumsum([0, *map(len, tables)])[:-1]
+    counts = np.array([span.end - span.start for span in spans], np.int64)
+    firsts = np.array([span.start for span in spans], np.int64)
+    before = np.cumsum(counts) - counts
+    lengths = np.repeat(firsts - before, counts) + np.arange(1, counts.sum() + 1)
+    return np.fromiter(chain.from_iterable(tables), np.int64), np.repeat(starts, counts), lengths
 
 
 class CpuLinear:
@@ -135,6 +141,7 @@ class NumbaOperations(Operations):
         self._shape, self._eps = shape, np.float32(shape.norm_eps)
         kernels.use_threads(torch.get_num_threads())
         self._turns = torch.view_as_real(rope.turns).flatten(1).numpy()
+        self._whole: dict[int, tuple[int, Any, np.ndarray]] = {}
 
     def turns(self, positions: torch.Tensor) -> np.ndarray:
         return positions.numpy()
@@ -142,15 +149,16 @@ class NumbaOperations(Operations):
     def layer(
         self, index: int, layer: Layer, x: torch.Tensor, y: torch.Tensor, turns: np.ndarray, attention: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        matrices: Any = (layer.qkv, layer.output, layer.gate_up, layer.down)  # each a CpuLinear
-        few = few_rows(sum(m.plain[0].size for m in matrices), x.dtype)
+        if index not in self._whole:
+            self._whole[index] = _whole(layer, x.dtype)
+        few, weights, gains = self._whole[index]
         if len(x) > min(few, attention.rows):
             return super().layer(index, layer, x, y, turns, attention)
         kernels.layer(
             bits(x),
             bits(y),
-            tuple(m.plain for m in matrices),
-            NO_GAINS if layer.head_gains is None else layer.head_gains.numpy(),
+            weights,
+            gains,
             self._eps,
             self._turns,
             turns,
@@ -176,7 +184,7 @@ class NumbaOperations(Operations):
         q = qkv.new_empty(len(qkv), s.heads, s.head_dim)
         kernels.turn_and_store(
             bits(qkv).reshape(len(qkv), -1, s.head_dim),
-            NO_GAINS if layer.head_gains is None else layer.head_gains.numpy(),
+            _gains(layer),
             self._eps,
             self._turns,
             turns,
@@ -192,8 +200,19 @@ class NumbaOperations(Operations):
         return out
 
 
+def _whole(layer: Layer, dtype: torch.dtype) -> tuple[int, Any, np.ndarray]:
+    """Up to how many rows `kernels.layer` does this layer, and what it takes of it: matrices and gains."""
+    matrices: Any = (layer.qkv, layer.output, layer.gate_up, layer.down)  # each a CpuLinear
+    few = few_rows(sum(m.plain[0].size for m in matrices), dtype)
+    return few, tuple(m.plain for m in matrices), _gains(layer)
+
+
+def _gains(layer: Layer) -> np.ndarray:
+    return NO_GAINS if layer.head_gains is None else layer.head_gains.numpy()
+
+
 def bits(tensor: torch.Tensor) -> np.ndarray:
     """A tensor's memory as NumPy sees it: the numbers of a float32, the bits of a bfloat16."""
     if tensor.dtype == torch.float32:
         return tensor.numpy()
-    return tensor.view(torch.int16).numpy().view(np.uint16)
+    return tensor.view(torch.uint16).numpy()

@@ -9,6 +9,7 @@ until it is clear that it is not.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 from servinglib.engines.detokenizer import Detokenizer
 from servinglib.request import FinishReason, Logprob, Request, TokenEvent
@@ -124,3 +125,9 @@ class Answer:
         return TokenEvent(
             self.request.request_id, index, token_id, text, time, reason, self.choice, self._logprob
         )
+
+
+def eos_ids_of(told: int | list[int] | None, tokenizer: Any) -> frozenset[int]:
+    """The token ids that end an answer: those that a checkpoint's settings tell, or else the tokenizer's one."""
+    ids: Any = tokenizer.eos_token_id if told is None else told
+    return frozenset(int(i) for i in (ids if isinstance(ids, list) else [ids]) if i is not None)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from servinglib.engines.answer import eos_ids_of
 from servinglib.engines.base import Capabilities, Prompt, checked_ids
 from servinglib.engines.static_batch import StaticBatchEngine
 from servinglib.errors import InvalidSetting, ServerClosed, UnknownName
@@ -52,7 +53,8 @@ class TransformersEngine(StaticBatchEngine):
         config = model.config.get_text_config()
         self.context_length = int(getattr(config, "max_position_embeddings", tokenizer.model_max_length))
         self.vocabulary = int(config.vocab_size)
-        self.eos_ids = _eos_ids(model, tokenizer)
+        settings = model.generation_config
+        self.eos_ids = eos_ids_of(settings.eos_token_id if settings is not None else None, tokenizer)
         # All forward passes run in this one thread, whoever asks: OpenMP gives each calling thread a
         # team of its own, and with more team members than cores it lets them sleep between two
         # operations. A server's worker thread beside a main thread cost 40% that way.
@@ -208,12 +210,3 @@ def choose_dtype(dtype: str, device: str) -> DataType:
         return cast("DataType", dtype)
     native = device != "cpu" or torch.cpu._is_avx512_bf16_supported()
     return "bfloat16" if native else "float32"
-
-
-def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """What ends an answer: the checkpoint's generation settings, or else the tokenizer's end token."""
-    settings = model.generation_config
-    ids = settings.eos_token_id if settings is not None else None
-    if ids is None:
-        ids = tokenizer.eos_token_id
-    return frozenset(int(i) for i in (ids if isinstance(ids, list) else [ids]) if i is not None)

@@ -26,7 +26,7 @@ from servinglib.request import Completion, Request, Timeline
 from servinglib.server.batch_server import BatchInferenceServer
 from simulations.serving import ServiceTime, simulate_batching
 
-NOT_YET = ("continuous", "vllm")
+NOT_YET = ("vllm",)
 """Architectures of the course that this experiment can't measure; the report says why."""
 
 

@@ -30,7 +30,8 @@ class Latencies:
     count : int
         Requests behind them.
     mean_batch : float
-        Mean size of the batches they rode in, each batch counted once.
+        Mean size of the batches they rode in, each batch counted once; with continuous batching, of the
+        steps.
     """
 
     p50: float
@@ -39,12 +40,17 @@ class Latencies:
     mean_batch: float
 
     @classmethod
-    def of(cls, timelines: Sequence[Timeline]) -> Latencies:
-        """Of completed requests; a batch is told by its members' common `scheduled` stamp."""
+    def of(cls, timelines: Sequence[Timeline], sizes: Sequence[int] | None = None) -> Latencies:
+        """Of completed requests.
+
+        `sizes` are those of the steps they rode in; unless given, they rode in batches, and a batch is
+        told by its members' common `scheduled` stamp.
+        """
         seconds = [latency for t in timelines if (latency := e2e(t)) is not None]
-        batches = Counter(t.scheduled for t in timelines)
+        if sizes is None:
+            sizes = list(Counter(t.scheduled for t in timelines).values())
         p50, p99 = percentiles(seconds)
-        return cls(p50, p99, len(seconds), len(seconds) / len(batches))
+        return cls(p50, p99, len(seconds), float(np.mean(sizes)))
 
 
 @dataclass(slots=True)
@@ -120,15 +126,16 @@ class Columns:
     rate : float
         Offered load in requests/s.
     measured, simulated, at_run_speed : Latencies
-        Of the same arrivals. `simulated` uses the batch times as calibrated, and is a prediction;
-        `at_run_speed` uses them at the speed that the machine had in the run (`RunSpeed`), and so tells
-        what is left of the error when the machine's changes of speed are taken out.
+        Of the same arrivals. `simulated` uses the batch times, or step times, as calibrated, and is a
+        prediction; `at_run_speed` uses them at the speed that the machine had in the run (`RunSpeed`), and
+        so tells what is left of the error when the machine's changes of speed are taken out.
     theory : dict of str to float
         "p50" and "p99" of an endless run, in seconds; empty where the queue would grow without end,
         or where there is no formula.
     drift : float
         How much longer the batches of this run took than the same sizes when they were timed, as a
-        fraction. Where a machine slows down, prediction and measurement part, and this says so.
+        fraction; with continuous batching, the steps of this run than the fitted law says. Where a
+        machine slows down, prediction and measurement part, and this says so.
     """
 
     rate: float

@@ -11,10 +11,13 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from servinglib.bench.provenance import birth_certificate, cores, peak_memory_gib
 from servinglib.engines.base import Engine
+from servinglib.engines.continuous.engine import ContinuousEngine
+from servinglib.errors import ServingError
 from servinglib.experiments.architectures import NOT_YET, Replicas, simulate_replicas
 from servinglib.experiments.batching_curve import (
     Shape,
@@ -24,6 +27,7 @@ from servinglib.experiments.batching_curve import (
     three_columns,
 )
 from servinglib.experiments.columns import BatchTimes, predict_and_measure
+from servinglib.experiments.continuous_row import Lift, load_lift
 
 Progress = Callable[[str, float], None]
 """Called with what begins now and the share of the whole run (0 to 1) that is done."""
@@ -52,7 +56,9 @@ class Plan:
     seconds, min_requests : float, int
         Each load runs for so long, and until so many requests were sent.
     replica_batch : int
-        max_batch_size of each of the two replicas.
+        max_batch_size of each of the two replicas, and max_num_seqs with continuous batching.
+    seed : int
+        Of the arrivals.
     """
 
     sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
@@ -72,7 +78,7 @@ QUICK = Plan(
     calibration_sizes=(1, 2, 4, 8, 16),
     repeats=2,
     saturation_batches=6,
-    seconds=2.5,
+    seconds=2.0,
     min_requests=16,
 )
 
@@ -90,6 +96,8 @@ class Demo:
         Loaded; the two replicas load their own.
     replica_options : dict
         What the engine's `load` takes in each of the two replicas' processes.
+    load_lift : callable
+        Loads the same model with the continuous-batching engine, from its max_num_seqs.
     """
 
     engine: Engine
@@ -97,6 +105,7 @@ class Demo:
     shape: Shape
     progress: Progress
     replica_options: dict[str, Any]
+    load_lift: Callable[[int], ContinuousEngine]
 
     def run(self, device: str) -> dict[str, Any]:
         """Measure, simulate and compute everything; minutes on a CPU."""
@@ -105,17 +114,19 @@ class Demo:
         self.progress("timing batches", 0.0)
         times = measure_batch_times(self.engine, plan.calibration_sizes, plan.repeats, self.shape)
         curve = asyncio.run(self._curve(times))
-        self.progress("two replicas in two processes", 0.82)
-        replicas = asyncio.run(self._replicas(curve[0]["common"]["rate"]))
-        law = times.law
+        common_rate, law = curve[0]["common"]["rate"], times.law
+        self.progress("two replicas in two processes", 0.76)
+        replicas = asyncio.run(self._replicas(common_rate))
+        self.progress("continuous batching", 0.9)
+        continuous = asyncio.run(self._continuous(common_rate))
         return {
             "model": self.engine.model_name,
             "engine": self.engine.name,
             "shape": asdict(self.shape),
-            "plan": {**asdict(plan), "common_rate": curve[0]["common"]["rate"]},
+            "plan": {**asdict(plan), "common_rate": common_rate},
             "batch_time": {"alpha": law.alpha, "tau0": law.tau0, "samples": times.samples},
             "curve": curve,
-            "architectures": self._architectures(curve, replicas),
+            "architectures": self._architectures(curve, replicas, continuous),
             "elapsed_s": time.perf_counter() - started,
             "peak_memory_gib": peak_memory_gib(children=2),
             "birth": birth_certificate(plan.seed, device),
@@ -124,7 +135,7 @@ class Demo:
     async def _curve(self, times: BatchTimes) -> list[dict[str, Any]]:
         points, common_rate = [], 0.0
         for i, size in enumerate(self.plan.sizes):
-            share = 0.06 + 0.76 * i / len(self.plan.sizes)
+            share = 0.06 + 0.70 * i / len(self.plan.sizes)
             self.progress(f"max_batch_size={size}: saturation", share)
             batches = max(self.plan.saturation_batches, 24 // size)
             saturation = await measure_saturation(self.engine, size, self.shape, batches)
@@ -145,12 +156,14 @@ class Demo:
     async def _columns(self, size: int, rate: float) -> dict[str, Any]:
         sizes = [s for s in self.plan.calibration_sizes if s <= max(size, 2)]  # a line needs two
         times = measure_batch_times(self.engine, sizes, self.plan.repeats, self.shape)
-        columns = await three_columns(self.engine, size, self._arrivals(rate), rate, times, self.shape)
+        columns = await three_columns(
+            self.engine, size, self._arrivals(rate, self.plan.seed), rate, times, self.shape
+        )
         return columns.as_dict()
 
     async def _replicas(self, rate: float) -> dict[str, Any]:
         plan = self.plan
-        arrivals = self._arrivals(rate)
+        arrivals = self._arrivals(rate, plan.seed)
         async with Replicas(
             self.engine.name, self.engine.model_name, 2, plan.replica_batch, **self.replica_options
         ) as replicas:
@@ -175,8 +188,29 @@ class Demo:
             **columns.as_dict(),
         }
 
+    async def _continuous(self, rate: float) -> dict[str, Any]:
+        plan = self.plan
+        try:
+            engine = self.load_lift(plan.replica_batch)
+        except ServingError as refusal:  # it computes fewer kinds of models; the row says so
+            return {"name": "continuous", "missing": True, "refusal": str(refusal)}
+        with engine:
+            engine.warm_up()
+            lift = Lift(engine, plan.replica_batch, self.shape)
+            saturation = await lift.measure_saturation(plan.saturation_batches)
+            others = self._arrivals(rate, plan.seed + 1, lift.calibration_requests)
+            law = await lift.measure_step_time(others)
+            columns = await lift.three_columns(rate, self._arrivals(rate, plan.seed), law)
+        return {
+            "name": "continuous",
+            "max_batch_size": plan.replica_batch,
+            **self._throughput(saturation.requests_per_s),
+            **columns.as_dict(),
+            "step_time": asdict(law),
+        }
+
     def _architectures(
-        self, curve: Sequence[dict[str, Any]], replicas: dict[str, Any]
+        self, curve: Sequence[dict[str, Any]], *others: dict[str, Any]
     ) -> list[dict[str, Any]]:
         """Rows under the common load; the first two were measured as points of the curve."""
         batched = next(p for p in curve if p["max_batch_size"] == self.plan.replica_batch)
@@ -189,7 +223,7 @@ class Demo:
             }
             for name, point in (("single", curve[0]), ("batched", batched))
         ]
-        return [*rows, replicas, *({"name": name, "missing": True} for name in NOT_YET)]
+        return [*rows, *others, *({"name": name, "missing": True} for name in NOT_YET)]
 
     def _throughput(self, requests_per_s: float) -> dict[str, float]:
         return {
@@ -197,9 +231,9 @@ class Demo:
             "tokens_per_s": requests_per_s * self.shape.output_tokens,
         }
 
-    def _arrivals(self, rate: float) -> list[float]:
-        count = max(self.plan.min_requests, round(rate * self.plan.seconds))
-        return poisson_arrivals(rate, count, self.plan.seed)
+    def _arrivals(self, rate: float, seed: int, least: int = 0) -> list[float]:
+        count = max(least, self.plan.min_requests, round(rate * self.plan.seconds))
+        return poisson_arrivals(rate, count, seed)
 
 
 def run_demo(model: str, *, quick: bool, device: str, progress: Progress) -> dict[str, Any]:
@@ -212,4 +246,4 @@ def run_demo(model: str, *, quick: bool, device: str, progress: Progress) -> dic
         options["threads"] = max(1, cores() // 2)
     with TransformersEngine.load(model, device=device) as engine:
         plan = QUICK if quick else Plan()
-        return Demo(engine, plan, Shape(), progress, options).run(device)
+        return Demo(engine, plan, Shape(), progress, options, partial(load_lift, model, device)).run(device)

@@ -18,7 +18,7 @@ import numpy as np
 from servinglib.engines.continuous.engine import ContinuousEngine
 from servinglib.engines.continuous.statistics import StepRecord
 from servinglib.errors import InvalidSetting
-from servinglib.experiments.serving_run import ServingRun, fit_step_time, serve
+from servinglib.experiments.serving_run import ServingRun, drift, fit_step_time, serve
 from servinglib.policies.length_prediction import Oracle
 from servinglib.policies.scheduling import SchedulingPolicy
 from servinglib.policies.sequence import SequenceState
@@ -141,9 +141,7 @@ class PolicyColumns:
     @property
     def drift(self) -> float:
         """How much longer the engine's steps took in the run than the step time says, as a fraction."""
-        steps = self.measured_run.steps
-        expected = sum(self.step_time(s.sequences, s.kv_tokens, s.prefill_tokens) for s in steps)
-        return sum(s.end - s.start for s in steps) / expected - 1
+        return drift(self.measured_run.steps, self.step_time)
 
 
 async def policy_columns(

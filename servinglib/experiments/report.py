@@ -59,26 +59,26 @@ def print_tables(summary: Summary, console: Console, language: Language) -> None
         (text["curve_title"], curve_grid(summary, language)),
         (text["architectures_title"], architectures_grid(summary, language)),
     ):
-        table = Table(
-            title=title,
-            title_justify="left",
-            header_style="bold",
-            box=None,
-            padding=(0, 1, 0, 0),
-            pad_edge=False,
-        )
-        for i, head in enumerate(grid.heads):
-            table.add_column(
-                head, justify="right" if i else "left", no_wrap=not i, min_width=0 if head else 3
-            )
         notes = [row for row in grid.rows if row[-1].span]
-        for row in grid.rows:
-            if row not in notes:
-                table.add_row(*(f"[red]{c.text}[/red]" if c.kind == "far" else c.text for c in row))
-        console.print(table)
+        console.print(_table(title, grid))
         for name, reason in notes:
-            console.print(f" {name.text}: {reason.text}", soft_wrap=True)
+            console.print(f" {name.text}: {reason.text}", soft_wrap=True, markup=False)
         console.print()
+    if note := continuous_note(summary, language):
+        console.print(note, soft_wrap=True, markup=False, end="\n\n")
+
+
+def _table(title: str, grid: Grid) -> Table:
+    """A grid without its notes."""
+    table = Table(
+        title=title, title_justify="left", header_style="bold", box=None, padding=(0, 1, 0, 0), pad_edge=False
+    )
+    for i, head in enumerate(grid.heads):
+        table.add_column(head, justify="right" if i else "left", no_wrap=not i, min_width=0 if head else 3)
+    for row in grid.rows:
+        if not row[-1].span:
+            table.add_row(*(f"[red]{c.text}[/red]" if c.kind == "far" else c.text for c in row))
+    return table
 
 
 def curve_grid(summary: Summary, language: Language) -> Grid:
@@ -122,8 +122,7 @@ def architectures_grid(summary: Summary, language: Language) -> Grid:
     text, rows = _texts(language), []
     for row in summary["architectures"]:
         if row.get("missing"):
-            reason = text["missing"].format(reason=text["reasons"][row["name"]])
-            rows.append([Cell(text[row["name"]]), Cell(reason, "note", span=11)])
+            rows.append([Cell(text[row["name"]]), Cell(_reason(row, text), "note", span=11)])
             continue
         rows.append([
             Cell(text[row["name"]]),
@@ -136,6 +135,24 @@ def architectures_grid(summary: Summary, language: Language) -> Grid:
             Cell(f"{row['error_at_run_speed']['p99']:+.0%}"),
         ])  # fmt: skip
     return Grid(text["heads_architectures"], rows)
+
+
+def _reason(row: Summary, text: Summary) -> str:
+    if "refusal" in row:
+        return text["refused"].format(**row)
+    return text["missing"].format(reason=text["reasons"][row["name"]])
+
+
+def continuous_note(summary: Summary, language: Language) -> str:
+    """What the row of continuous batching can and can't be compared with; empty where it was not measured."""
+    law = next((row["step_time"] for row in summary["architectures"] if "step_time" in row), None)
+    if law is None:
+        return ""
+    terms = zip(("", "n", "K", "P"), law.values(), strict=True)
+    formula = " + ".join(f"{seconds * 1e3:.3g}{symbol}" for symbol, seconds in terms if seconds)
+    return _texts(language)["continuous_note"].format(
+        law=formula, engine=summary["engine"], output=summary["shape"]["output_tokens"]
+    )
 
 
 def _compared(columns: Summary, quantile: str) -> list[Cell]:
@@ -184,7 +201,7 @@ def _facts(summary: Summary) -> dict[str, Any]:
 def _sections(
     summary: Summary, images: dict[str, str], language: Language, facts: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    text = _texts(language)
+    text, facts = _texts(language), {**facts, "note": continuous_note(summary, language)}
     tables = {"curve": curve_grid(summary, language), "architectures": architectures_grid(summary, language)}
     pictures = {
         "batch_time": "batch_time",

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,8 +105,6 @@ def _write_tokenizer(folder: Path, vocab_size: int) -> None:
 
 def _write_weights(folder: Path, shape: Shape, progress: bool) -> None:
     """One file per layer, so that building holds one layer in memory and not the model."""
-    from rich.console import Console
-    from rich.progress import track
     from safetensors.torch import save_file
 
     config, shards = _config_and_shards(shape)
@@ -114,10 +112,7 @@ def _write_weights(folder: Path, shape: Shape, progress: bool) -> None:
     label = (
         f"building {folder.name.removesuffix('.unfinished')} ({shape.parameters / 1e6:.0f}M parameters, once)"
     )
-    console = Console(stderr=True)
-    for shard, tensors in track(
-        shards.items(), label, total=len(shards), console=console, transient=True, disable=not progress
-    ):
+    for shard, tensors in _shown(shards, label) if progress else shards.items():
         file = f"model-{shard}.safetensors"
         weights = {name: _initial_weight(name, size) for name, size in tensors.items()}
         save_file(weights, folder / file, metadata={"format": "pt"})
@@ -125,6 +120,14 @@ def _write_weights(folder: Path, shape: Shape, progress: bool) -> None:
     index = {"metadata": {"total_size": 2 * shape.parameters}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
     config.save_pretrained(folder)
+
+
+def _shown(shards: dict[str, dict[str, tuple[int, ...]]], label: str) -> Iterable[Any]:
+    """The shards, with a bar that says how many are done."""
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(shards.items(), label, total=len(shards), console=Console(stderr=True), transient=True)
 
 
 def _config_and_shards(shape: Shape) -> tuple[Qwen3Config, dict[str, dict[str, tuple[int, ...]]]]:

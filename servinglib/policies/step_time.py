@@ -46,3 +46,8 @@ class StepTime:
     def __call__(self, running: int, kv_tokens: int = 0, prefill_tokens: int = 0) -> float:
         """Seconds that a step with this content takes."""
         return self.a + self.b * running + self.c * kv_tokens + self.d * prefill_tokens
+
+    def slower(self, drift: float) -> StepTime:
+        """The law of a machine whose steps take `drift` longer, as a fraction; below 0 they are faster."""
+        factor = 1 + drift
+        return StepTime(factor * self.a, factor * self.b, factor * self.c, factor * self.d)

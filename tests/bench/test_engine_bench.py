@@ -170,7 +170,21 @@ def test_a_static_batch_gets_mixed_lengths_in_its_best_size_and_waits_for_the_lo
         pytest.approx(sum(work.outputs) / (0.001 * max(work.outputs)))
     ]
     sizes = {len(c["prompts"]) for c in contenders["transformers"].calls if len(c["prompts"]) > 2}
-    assert sizes == {8, 16, 32, 40}
+    assert sizes == {16, 32, 40}
+
+
+def test_the_search_for_the_best_size_ends_at_the_first_that_is_slower():
+    contenders, _ = field_of(continuous=0.001, transformers=0.001)
+
+    class Growing(Runner):
+        def call(self, method: str, **arguments: Any) -> Any:
+            answer = super().call(method, **arguments)
+            return answer if method != "answer" else answer | {"seconds": len(arguments["prompts"]) ** 1.5}
+
+    contenders["transformers"] = Growing(0.001, name="transformers")
+    figures = measure(contenders, small(parts=("mixed",), rounds=1, requests=128))
+    assert figures.static_batch == 16
+    assert {len(c["prompts"]) for c in contenders["transformers"].calls} == {2, 16, 32}
 
 
 def test_work_is_split_in_order_and_whole():

@@ -1,48 +1,32 @@
-"""The GPU benchmark where there is no GPU: what runs anywhere runs, and the rest is left out by name."""
+"""The run of the GPU benchmark: each part in a process of its own, its figures on disk, its end told."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from servinglib.bench import gpu
 from servinglib.bench.gpu import Notes, Options
-from servinglib.bench.gpu_watch import GpuWatch, _numbers
+from servinglib.bench.gpu_watch import GpuWatch, _numbers, nominal_bandwidth
 from servinglib.bench.recorded import load
 from servinglib.cli import app
 from servinglib.errors import UnknownName
 
 SMALL = Options("course-tiny", "cpu", quick=True)
-NOT_ON_THE_GPU_MACHINE = (
-    "psutil",
-    "pydantic",
-    "rich",
-    "scipy",
-    "simpy",
-    "typer",
-    "matplotlib",
-    "numba",
-    "jinja2",
-)
-
-
-@pytest.fixture
-def notes(tmp_path: Path) -> Notes:
-    return Notes(tmp_path / "notes.json")
-
-
-def found(notes: Notes) -> dict:
-    return json.loads(notes._path.read_text())["results"]
 
 
 def child(lines: str):
     """A part that runs these lines of Python in place of its own."""
-    start = "import json, sys, time; from pathlib import Path; notes = Path(sys.argv[2])\n"
+    start = "import json, os, sys, time; from pathlib import Path; notes = Path(sys.argv[2])\n"
     return [sys.executable, "-c", start + lines]
 
 
@@ -80,6 +64,48 @@ def test_a_part_that_hangs_is_stopped_and_keeps_what_it_found(tmp_path, parts, m
     assert part["seconds"] < 60
 
 
+def test_a_part_that_says_nothing_of_its_end_has_failed_and_the_exit_code_is_told(tmp_path, parts):
+    parts["correct"] = "os._exit(7)"
+    parts["nano"] = "os.write(1, b'ended in \\xe4'); os._exit(7)"  # half a character, as when it is killed
+    parts["sweep"] = "notes.write_text(json.dumps({'status': 'running', 'results': {}})); os._exit(0)"
+    run = load(gpu.run(tmp_path, SMALL, ["correct", "nano", "sweep"]))
+    assert {each["status"] for each in run.parts.values()} == {"failed"}
+    assert run.parts["correct"]["error"] == "ended with exit code 7"
+    assert run.parts["nano"]["error"].startswith("ended in ")
+    assert run.parts["sweep"]["error"] == "ended with exit code 0"
+
+
+def test_a_part_stopped_while_it_writes_keeps_what_it_found_before(tmp_path, monkeypatch):
+    notes = Notes(tmp_path / "notes.json")
+    notes.note("a", 1)
+    write = Path.write_text
+    monkeypatch.setattr(Path, "write_text", lambda path, text: write(path, text[:9]) and sys.exit("killed"))
+    with pytest.raises(SystemExit):
+        notes.note("b", 2)
+    assert json.loads((tmp_path / "notes.json").read_text())["results"] == {"a": 1}
+
+
+def test_a_part_has_a_process_group_to_be_ended_by_and_leaves_our_session_to_nobody(tmp_path, parts):
+    told = "{'group': os.getpgid(0) == os.getpid(), 'session': os.getsid(0)}"
+    parts["sweep"] = f"notes.write_text(json.dumps({{'status': 'done', 'results': {told}}}))"
+    run = load(gpu.run(tmp_path, SMALL, ["sweep"]))
+    assert run.results("sweep") == {"group": True, "session": os.getsid(0)}
+
+
+def test_a_part_that_is_to_run_on_a_cpu_sees_no_gpu(tmp_path, parts, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    told = "{'seen': os.environ['CUDA_VISIBLE_DEVICES']}"
+    parts["sweep"] = f"notes.write_text(json.dumps({{'status': 'done', 'results': {told}}}))"
+    assert load(gpu.run(tmp_path, SMALL, ["sweep"])).results("sweep") == {"seen": ""}
+    monkeypatch.setattr(gpu, "birth_certificate", lambda *_: {"device": "cuda"})
+    assert load(gpu.run(tmp_path, Options(), ["sweep"])).results("sweep") == {"seen": "3"}
+
+
+def test_the_record_of_an_earlier_run_is_gone_before_anything_is_measured(tmp_path):
+    (tmp_path / "gpu.json").write_text("of last year")
+    assert load(gpu.run(tmp_path, SMALL, [])).parts == {}
+
+
 def test_the_record_is_whole_after_each_part(tmp_path, parts):
     parts["sweep"] = "notes.write_text(json.dumps({'status': 'done', 'results': {}}))"
     parts["nano"] = f"print(Path({str(tmp_path)!r}, 'gpu.json').read_text()); sys.exit(1)"
@@ -92,6 +118,16 @@ def test_parts_that_have_not_begun_when_time_is_over_are_left_out_by_name(tmp_pa
     gpu.run(tmp_path, SMALL, ["sweep"], seconds=0.5, tell=told.append)
     assert load(tmp_path / "gpu.json").parts["sweep"]["status"] == "skipped"
     assert told == ["sweep: skipped (0 s) the 0 seconds for all parts were over"]
+    gpu.run(tmp_path, SMALL, ["sweep"], seconds=0)
+    assert load(tmp_path / "gpu.json").parts["sweep"]["status"] == "skipped"
+
+
+def test_the_seconds_for_all_parts_count_from_the_call(tmp_path, parts, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(gpu, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(gpu, "birth_certificate", lambda *_: now.__setitem__(0, 50.0) or {})
+    gpu.run(tmp_path, SMALL, ["sweep"], seconds=50)
+    assert load(tmp_path / "gpu.json").parts["sweep"]["status"] == "skipped"
 
 
 def test_what_is_not_known_is_refused_before_anything_runs(tmp_path):
@@ -111,78 +147,39 @@ def test_the_command_line_tells_how_each_part_ended(tmp_path, parts):
     assert result.output.endswith("gpu.json\n")
 
 
-def test_every_part_with_a_limit_is_there():
-    from servinglib.bench.gpu_parts import parts
-
-    assert set(parts()) == set(gpu.LIMITS)
-
-
-def test_a_part_runs_without_the_packages_that_the_gpu_machine_lacks(tmp_path):
-    """In a process where importing them fails; Transformers is told the same and does without."""
-    script = (
-        f"import sys; sys.modules.update(dict.fromkeys({NOT_ON_THE_GPU_MACHINE!r})); "
-        "sys.argv[1:] = ['vllm', sys.argv[1], sys.argv[2]]; "
-        "import torch, servinglib.bench.gpu, servinglib.bench.gpu_kernels, servinglib.decoder.graphs; "
-        "from servinglib.bench.gpu_parts import main; sys.exit(main())"
-    )
-    path, options = tmp_path / "notes.json", '{"model": "course-tiny", "device": "cpu", "quick": true}'
-    ran = subprocess.run([sys.executable, "-c", script, str(path), options], capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    assert json.loads(path.read_text()) == {"status": "skipped", "error": "needs a GPU", "results": {}}
-
-
-def test_the_command_runs_a_part_from_end_to_end(tmp_path):
-    assert gpu.main(["--out", str(tmp_path), "--parts", "tune,sweep", "--device", "cpu", "--quick",
-                     "--model", "course-tiny"]) == 0  # fmt: skip
-    run = load(tmp_path / "gpu.json")
-    assert (run.parts["tune"]["status"], run.parts["tune"]["error"]) == ("skipped", "needs a GPU")
-    four = run.results("sweep")["4"]
-    assert four["output_tokens"] == 64
-    assert 0 < four["tokens_per_second"] < four["output_tokens"] / four["seconds"] * 1.001
-    assert four["step_ms"]["p50"] <= four["step_ms"]["p99"]
-    assert four["gpu"] is None
-
-
-@pytest.mark.parametrize("name", ["nano", "ablation", "policies", "calibrate", "spec", "transformers"])
-def test_a_part_finds_figures_on_a_cpu(name, notes):
-    from servinglib.bench.gpu_parts import parts
-
-    parts()[name](SMALL, notes)
-    assert found(notes)
-
-
-def test_calibration_writes_down_prefill_steps_and_decode_steps(notes):
-    from servinglib.bench.gpu_parts import calibrate
-
-    calibrate(SMALL, notes)
-    results = found(notes)
-    columns = results.pop("columns")
-    rows = [dict(zip(columns, row, strict=True)) for row in results["4 x 16"]]
-    assert [row["prefill"] for row in rows] == [64] + [0] * 15
-    assert [row["decode"] for row in rows] == [0] + [4] * 15
-    assert [row["kv"] for row in rows] == [64 + 4 * i for i in range(16)]
-
-
-def test_the_kernels_answers_are_compared_by_every_path(notes, monkeypatch):
-    from servinglib.bench import gpu_kernels
-
-    gpu_kernels.correct(SMALL, notes)
-    assert {each["equal"] for each in found(notes).values()} == {3}
-    honest = gpu_kernels._random_model
-    monkeypatch.setattr(gpu_kernels, "_random_model", lambda *a: [[t + 1 for t in row] for row in honest(*a)])
-    with pytest.raises(AssertionError, match="0 of 3"):
-        gpu_kernels.correct(SMALL, notes)
-
-
-def test_the_workload_is_that_of_nano_vllm():
-    from servinglib.bench.gpu_parts import nano_workload
-
-    prompts, outputs = nano_workload()
-    assert (len(prompts), sum(map(len, prompts)), sum(outputs)) == (256, 142_827, 133_966)
-
-
 def test_nothing_is_watched_without_a_gpu_and_cut_off_lines_are_no_samples():
     with GpuWatch("cpu") as watch:
         pass
     assert watch.summary() is None
     assert _numbers("50, 300.5, 1000\n[N/A], 1, 2\n70, 3") == [[50.0, 300.5, 1000.0]]
+
+
+def test_the_first_gpu_that_may_be_used_is_watched(tmp_path, monkeypatch):
+    program = tmp_path / "nvidia-smi"
+    program.write_text(
+        '#!/bin/sh\nprintf "50, 300, 1000\\n70, 500, 2000\\n"\necho "$@" > "$TOLD"\nexec sleep 600'
+    )
+    program.chmod(0o700)
+    told = tmp_path / "told"
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("TOLD", str(told))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    with GpuWatch("cuda") as watch:
+        for _ in range(1000):  # of 10 ms; a shell begins within one
+            if told.exists() and told.read_text():
+                break
+            time.sleep(0.01)
+    assert "--id=3 " in told.read_text()
+    summary = watch.summary()
+    assert summary is not None
+    assert (summary["samples"], summary["power.draw"]) == (2, {"mean": 400.0, "max": 500.0})
+
+
+def test_a_data_sheet_is_that_of_the_gpu_at_hand(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    assert nominal_bandwidth() == 4.8e12
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA T4")
+    assert nominal_bandwidth() is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert nominal_bandwidth() is None

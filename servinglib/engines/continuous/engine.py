@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from servinglib.engines.answer import Answer
 from servinglib.engines.base import Capabilities, Engine, Prompt, checked_ids
-from servinglib.engines.continuous.requests import Choice, Item, Listener, Ticket
+from servinglib.engines.continuous.requests import Choice, Item, Listener, Patience, Ticket
 from servinglib.engines.continuous.statistics import EngineStatistics, StepRecord
 from servinglib.errors import InvalidRequest, UnknownName
 from servinglib.policies.sequence import SequenceState
@@ -106,10 +106,7 @@ class ContinuousEngine(Engine):
     def run(self, requests: Sequence[Request], prompts: Sequence[list[int]]) -> Iterator[TokenEvent]:
         """Start the requests now, and yield their events as they come; closing the iterator aborts the rest."""
         news: queue.SimpleQueue[list[Item]] = queue.SimpleQueue()
-        tickets = self._submit(requests, prompts, news.put, [r.request_id for r in requests])
-        events = self._listen(news, {t.request.request_id: t for t in tickets})
-        next(events)  # now that it has begun, whoever drops it ends the requests
-        return cast("Iterator[TokenEvent]", events)
+        return self._start(requests, prompts, news, news.put)
 
     def submit(self, request: Request) -> EventStream:
         """Start a request from a running event loop; iterate to get its events, close or drop to abort it.
@@ -132,6 +129,22 @@ class ContinuousEngine(Engine):
     def shutdown(self) -> None:
         """Stop; what still runs ends with `ServerClosed`."""
         self._loop.stop()
+
+    def _run_whole(self, requests: Sequence[Request], prompts: Sequence[list[int]]) -> Iterator[TokenEvent]:
+        news: queue.SimpleQueue[list[Item]] = queue.SimpleQueue()
+        return self._start(requests, prompts, news, Patience(sum(r.params.n for r in requests), news.put))
+
+    def _start(
+        self,
+        requests: Sequence[Request],
+        prompts: Sequence[list[int]],
+        news: queue.SimpleQueue[list[Item]],
+        listener: Listener,
+    ) -> Iterator[TokenEvent]:
+        tickets = self._submit(requests, prompts, listener, [r.request_id for r in requests])
+        events = self._listen(news, {t.request.request_id: t for t in tickets})
+        next(events)  # now that it has begun, whoever drops it ends the requests
+        return cast("Iterator[TokenEvent]", events)
 
     def _submit(
         self,

@@ -19,6 +19,7 @@ from servinglib.decoder.loading import (
 from servinglib.decoder.memory import MemoryPlan, plan_memory
 from servinglib.decoder.model import Decoder
 from servinglib.decoder.shape import DecoderShape
+from servinglib.engines.answer import eos_ids_of
 from servinglib.engines.continuous.loop import EngineLoop
 from servinglib.engines.continuous.runner import Runner
 from servinglib.engines.continuous.speculative import DraftModel, Guess, GuessFunction, PromptLookup, Proposer
@@ -187,8 +188,8 @@ def load(model: str, settings: Settings) -> Parts:
 
     tokenizer = load_tokenizer(found.folder)
     loop = EngineLoop(build, settings.prefix_caching, settings.predictor, bool(settings.overlap))
-    eos_ids = _eos_ids(found, tokenizer)
-    return Parts(loop, tokenizer, found.shape.vocabulary, context, eos_ids, memory, settings.attention)
+    ends = eos_ids_of(_told_eos_ids(found), tokenizer)
+    return Parts(loop, tokenizer, found.shape.vocabulary, context, ends, memory, settings.attention)
 
 
 def _graphs(model: Decoder, attention: Any, settings: Settings) -> DecodeGraphs | None:
@@ -246,13 +247,11 @@ def _plan_memory(
     return memory, min(context, memory.kv_tokens)
 
 
-def _eos_ids(found: Checkpoint, tokenizer: Any) -> frozenset[int]:
-    """What ends an answer: the checkpoint's generation settings, or else the tokenizer's end token."""
+def _told_eos_ids(found: Checkpoint) -> int | list[int] | None:
+    """What ends an answer, as the checkpoint has it."""
     from transformers import GenerationConfig
 
     try:
-        ids = GenerationConfig.from_pretrained(found.folder, local_files_only=True).eos_token_id
+        return GenerationConfig.from_pretrained(found.folder, local_files_only=True).eos_token_id
     except OSError:  # it has none
-        ids = found.config.eos_token_id
-    ids = tokenizer.eos_token_id if ids is None else ids
-    return frozenset(int(i) for i in (ids if isinstance(ids, list) else [ids]) if i is not None)
+        return found.config.eos_token_id

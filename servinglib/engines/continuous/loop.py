@@ -63,6 +63,7 @@ class EngineLoop:
         self.planner: StepPlanner
         self._prefix_caching, self._predictor, self._overlap = prefix_caching, predictor, overlap
         self._launched: _Step | None = None  # whose tokens have not been read yet
+        self._since = 0.0  # when the last step ended, or an idle loop got something to do
         self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._tickets: dict[str, Ticket] = {}
         self._deadlines: list[tuple[float, int, Ticket]] = []
@@ -151,7 +152,9 @@ class EngineLoop:
         if not self._tickets:
             if self._orders.empty():
                 self._runner.rest()
-            self._orders.get()()
+            order = self._orders.get()
+            self._since = time.perf_counter()
+            order()
         while not self._orders.empty():
             self._orders.get()()
         while self._deadlines and self._deadlines[0][0] <= time.perf_counter():
@@ -169,15 +172,18 @@ class EngineLoop:
         computed = time.perf_counter()
         if launched is not None:
             self._commit(outcomes, launched.plan)
-        if step is not None:
-            self._tell(outcomes, computed)
-            times = (step.start, step.planned, computed, time.perf_counter())
-            record = StepRecord.of(step.plan, self.planner, self._runner, outcomes, step.kv_tokens, times)
-            self.counters.step(record)
+        news: News = {}
+        try:
+            for sequence, tokens, logprobs in outcomes:
+                self._tell_choice(sequence.item, tokens, logprobs, computed, news)
+            if step is not None:
+                self._record(step, outcomes, computed)
+        finally:  # whoever has ended must hear of it, even if the next answer can't be told
+            _deliver(news)
 
     def _launch(self) -> _Step | None:
-        start = time.perf_counter()
-        plan = self.planner.plan(start)
+        now = time.perf_counter()
+        plan = self.planner.plan(now)
         for sequence in plan.preempted:
             self._runner.forget(sequence)
         if not plan.scheduled:
@@ -185,8 +191,8 @@ class EngineLoop:
         for sequence in plan.admitted:
             timeline = sequence.item.answer.request.timeline
             if timeline.scheduled is None:  # a preempted request is scheduled twice; the first counts
-                timeline.stamp("scheduled", start)
-        step = _Step(plan, plan.num_kv_tokens, start, time.perf_counter())
+                timeline.stamp("scheduled", now)
+        step = _Step(plan, plan.num_kv_tokens, self._since, time.perf_counter())
         step.computed = self._runner.start(plan) if self._overlap else self._runner.run(plan)
         return step
 
@@ -208,14 +214,13 @@ class EngineLoop:
             if sequence.num_output_tokens >= sequence.max_tokens:
                 self._leave(sequence.item)
 
-    def _tell(self, outcomes: list[Outcome], now: float) -> None:
-        """Turn new tokens into events; who has ended makes room before the next step."""
-        news: News = {}
-        try:
-            for sequence, tokens, logprobs in outcomes:
-                self._tell_choice(sequence.item, tokens, logprobs, now, news)
-        finally:  # whoever has ended must hear of it, even if the next answer can't be told
-            _deliver(news)
+    def _record(self, step: _Step, outcomes: list[Outcome], computed: float) -> None:
+        """Write the step down, before anybody hears of its tokens; what is done from now on is the next one's."""
+        self._since = time.perf_counter()
+        times = (step.start, step.planned, computed, self._since)
+        self.counters.step(
+            StepRecord.of(step.plan, self.planner, self._runner, outcomes, step.kv_tokens, times)
+        )
 
     def _tell_choice(
         self, choice: Choice, tokens: list[int], logprobs: Sequence[Logprob], now: float, news: News

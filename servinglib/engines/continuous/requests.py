@@ -80,3 +80,29 @@ class Ticket:
         self.waiting_choices = list(choices[1:])
         self.open_choices = set(choices)
         self.first = choices[0]
+
+
+class Patience:
+    """Passes on the news of a batch when all of it has ended; nobody is woken at every step.
+
+    Parameters
+    ----------
+    open_choices : int
+        Answers that have to end.
+    listener : Listener
+        Gets all news then, or at once when there is an error among them.
+    """
+
+    def __init__(self, open_choices: int, listener: Listener) -> None:
+        self._open_choices, self._listener = open_choices, listener
+        self._held: list[Item] = []
+
+    def __call__(self, items: list[Item]) -> None:
+        self._held += items
+        failed = any(isinstance(item, Exception) for _, item in items)
+        self._open_choices -= sum(
+            not isinstance(e, Exception) and e.finish_reason is not None for _, e in items
+        )
+        if failed or not self._open_choices:
+            held, self._held = self._held, []
+            self._listener(held)

@@ -26,7 +26,8 @@ class StepRecord:
     Attributes
     ----------
     start, planned, computed, end : float
-        In seconds of `time.perf_counter`: the plan was made, the model had computed, all was told.
+        In seconds of `time.perf_counter`: the step before had ended, or an idle engine got something to do;
+        the plan was made; the model had computed; the events were ready to be told.
     running, waiting : int
         Sequences in the batch and in the queue when it ended, those that ended with it left out.
     sequences : int
