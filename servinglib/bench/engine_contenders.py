@@ -38,7 +38,8 @@ class Ours:
     """An engine of this library."""
 
     def __init__(self, engine: str, model: str, dtype: str) -> None:
-        self._engine = load_engine(engine, model, dtype=dtype)
+        together = {"max_num_seqs": MOST_TOGETHER} if engine == ContinuousEngine.name else {}  # as vLLM may
+        self._engine = load_engine(engine, model, dtype=dtype, **together)
         self._serial = itertools.count()
 
     def answer(self, prompts: list[list[int]], lengths: list[int]) -> dict[str, Any]:

@@ -59,6 +59,7 @@ class NumbaAttention:
 
     def prepare(self, decodes: Sequence[Span], prompts: Sequence[Span]) -> list[Span]:
         """Get ready for a step; returns all spans in the order in which their tokens must be packed."""
+        decodes = _shared_out(decodes, torch.get_num_threads())
         pages, starts, lengths = seen = _tables(decodes)
         self.rows, self.seen = len(lengths), (*seen, self.block_size)
         self._prompts, after = gather(alike(prompts), self.rows, self.block_size, self.pages[0])
@@ -84,6 +85,12 @@ class NumbaAttention:
 
     def forget(self, sequence: SequenceState) -> None:
         """Nothing is kept beside the pages."""
+
+
+def _shared_out(spans: Sequence[Span], threads: int) -> list[Span]:
+    """In an order in which each thread, which takes the next so many, gets long ones and short ones."""
+    by_length = sorted(spans, key=lambda span: span.end)
+    return [span for thread in range(threads) for span in by_length[thread::threads]]
 
 
 def _tables(spans: Sequence[Span]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

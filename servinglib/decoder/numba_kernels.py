@@ -27,6 +27,7 @@ setattr(numba.config, "THREADING_LAYER_PRIORITY", ["omp", "tbb", "workqueue"])  
 launched = threading.Event()
 OPTIONS = {"fastmath": True, "error_model": "numpy", "nogil": True, "cache": True}
 F = np.float32
+ENOUGH_ROWS = 8  # for every thread to have some
 
 
 def use_threads(count: int) -> None:
@@ -161,38 +162,46 @@ def look_back(q, pages, tables, starts, lengths, block_size, out):
     """Attention of single tokens over the pages of their sequences.
 
     q and out (rows, heads, dim); row i sees `lengths[i]` tokens, in the blocks that `tables` names
-    from `starts[i]` on. A task is one row and one key head with the query heads that share it.
+    from `starts[i]` on. A task is one row, so that whoever has fetched a block reads all heads' keys in it, which
+    lie side by side. Where rows are few, a task is one key head of a row with the query heads that share it.
     """
-    (_, heads, dim), kv_heads = q.shape, pages.shape[2]
+    (rows, heads, dim), kv_heads = q.shape, pages.shape[2]
     fold, scale = heads // kv_heads, F(1 / math.sqrt(dim))
-    for task in prange(len(lengths) * kv_heads):
-        i, h = task // kv_heads, task % kv_heads
+    parts = 1 if rows >= ENOUGH_ROWS else kv_heads
+    mine = kv_heads // parts
+    for task in prange(rows * parts):
+        i, part = task // parts, task % parts * mine
         length = lengths[i]
-        query, seen = np.empty((fold, dim), np.float32), np.zeros((fold, dim), np.float32)
-        scores = np.empty((fold, length), np.float32)
-        for g in range(fold):
-            for d in range(dim):
-                query[g, d] = load(q[i, h * fold + g, d]) * scale
+        query, seen = np.empty((mine, fold, dim), np.float32), np.zeros((mine, fold, dim), np.float32)
+        scores = np.empty((mine, fold, length), np.float32)
+        for h in range(mine):
+            for g in range(fold):
+                for d in range(dim):
+                    query[h, g, d] = load(q[i, (part + h) * fold + g, d]) * scale
         for first in range(0, length, block_size):
-            block = tables[starts[i] + first // block_size] * block_size
-            for t in range(first, min(first + block_size, length)):
-                for g in range(fold):
-                    product = F(0)
-                    for d in range(dim):
-                        product += query[g, d] * load(pages[block + t - first, 0, h, d])
-                    scores[g, t] = product
-        total = np.empty(fold, np.float32)
-        for g in range(fold):
-            total[g] = _to_weights(scores[g])
+            block = tables[starts[i] + first // block_size] * block_size - first
+            for h in range(mine):
+                for t in range(first, min(first + block_size, length)):
+                    for g in range(fold):
+                        product = F(0)
+                        for d in range(dim):
+                            product += query[h, g, d] * load(pages[block + t, 0, part + h, d])
+                        scores[h, g, t] = product
+        total = np.empty((mine, fold), np.float32)
+        for h in range(mine):
+            for g in range(fold):
+                total[h, g] = _to_weights(scores[h, g])
         for first in range(0, length, block_size):
-            block = tables[starts[i] + first // block_size] * block_size
-            for t in range(first, min(first + block_size, length)):
-                for g in range(fold):
-                    for d in range(dim):
-                        seen[g, d] += scores[g, t] * load(pages[block + t - first, 1, h, d])
-        for g in range(fold):
-            for d in range(dim):
-                put(out, (i, h * fold + g, d), seen[g, d] / total[g])
+            block = tables[starts[i] + first // block_size] * block_size - first
+            for h in range(mine):
+                for t in range(first, min(first + block_size, length)):
+                    for g in range(fold):
+                        for d in range(dim):
+                            seen[h, g, d] += scores[h, g, t] * load(pages[block + t, 1, part + h, d])
+        for h in range(mine):
+            for g in range(fold):
+                for d in range(dim):
+                    put(out, (i, (part + h) * fold + g, d), seen[h, g, d] / total[h, g])
 
 
 @njit(parallel=True, **OPTIONS)
