@@ -43,7 +43,7 @@ from servinglib.experiments.roofline import (
     prefill_steps,
     read_bandwidth,
 )
-from servinglib.experiments.serving_run import fit_step_time, serve
+from servinglib.experiments.serving_run import drift, fit_step_time, serve
 from servinglib.models.shapes import BENCH_SHAPES, COURSE_SHAPES
 from servinglib.plots import COLOURS, MEASURED, SIMULATED, THEORY, figure, label
 from servinglib.policies.step_time import StepTime
@@ -571,9 +571,7 @@ floor = floors["bench-30m"]
 
 bound, predicted = simulate_continuous(workload, floor), simulate_continuous(workload, fitted)
 run = await serve(bench, workload, seed=2)
-took = sum(s.end - s.start for s in run.steps)
-expected = sum(fitted(s.sequences, s.kv_tokens, s.prefill_tokens) for s in run.steps)
-print(f"{0.6 / work:.0f} requests/s, {len(run.steps)} steps, drift {took / expected - 1:+.0%}")
+print(f"{0.6 / work:.0f} requests/s, {len(run.steps)} steps, drift {drift(run.steps, fitted):+.0%}")
 print("ms              roofline   simulated   measured")
 for name, q in (("P50 latency", 50), ("P90 latency", 90)):
     row = [np.percentile(each.latencies, q) * 1e3 for each in (bound, predicted, run)]
