@@ -17,7 +17,8 @@ PLAYED := notebooks/zh notebooks/solutions/zh
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 	$(BIN)/python -m servinglib.course.build --check
-	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=120 -p no:cacheprovider $(PLAYED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env \
+	  --nbval-cell-timeout=120 -p no:cacheprovider $(PLAYED)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

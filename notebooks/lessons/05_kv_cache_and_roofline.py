@@ -303,9 +303,10 @@ _ = ax.legend()
 # the curve at the size of your weights.
 
 # %% key="machine-code"
-flops = matmul_rate(dtype)
+early = matmul_rate(dtype)
 sizes = 2.0 ** np.arange(0, 9)  # MiB
 speeds = [read_bandwidth(int(size * 2**20)) / 1e9 for size in sizes]
+flops = max(early, matmul_rate(dtype))  # whatever else runs makes it slower, never faster
 shapes = {"course-tiny": COURSE_SHAPES["course-tiny"], "bench-30m": BENCH_SHAPES["bench-30m"]}
 floors = {}
 
@@ -393,8 +394,8 @@ ax.plot(batches, prefill, color=COLOURS["purple"], marker="D", label="engine, pr
 ax.set_ylim(0)
 _ = ax.legend()
 
-# %% [markdown] key="roof-reading" lang="zh" partner="7d5aa295"
-# 虚线下面不该有点，这是它的全部承诺；要是有，就是带宽量低了。离虚线有多远，要一层一层看。
+# %% [markdown] key="roof-reading" lang="zh" partner="02d54a3d"
+# 虚线下面不该有点，这是它的全部承诺；要是有，就是带宽或者峰值量低了。离虚线有多远，要一层一层看。
 #
 # 从虚线到矩阵乘法：真实的矩阵不够大，达不到峰值。从矩阵乘法到整步：归一化、旋转位置、注意力、激活，每层十几个小操作。
 # 最后三行是证据。右边一列让 PyTorch 逐个执行它们，连矩阵乘法也按它的办法做：两个模型大小差好几倍，
@@ -406,8 +407,8 @@ _ = ax.legend()
 # 批大了，解码涨得比预填充多，除了这个台阶，还因为 64 个用户各有各的缓存要翻，一段提示里的 64 个 token 翻的是同一份。
 # 公式里管这件事的是 $Kk/\beta$。它准不准？让 8 个序列带上长短不同的上下文，直接量出每个 KV token 的价。
 
-# %% [markdown] key="roof-reading" lang="en" partner="60be4b2a"
-# There should be no point below the dashes, and that is all they promise; if there is one, bandwidth was
+# %% [markdown] key="roof-reading" lang="en" partner="f0f5b15f"
+# There should be no point below the dashes, and that is all they promise; if there is one, bandwidth or peak was
 # measured too low. How far above them a point lies is read layer by layer.
 #
 # From the dashes to the products: real matrices are too small to reach the peak. From the products to the
