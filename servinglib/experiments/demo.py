@@ -75,11 +75,11 @@ class Plan:
 
 QUICK = Plan(
     sizes=(1, 4, 16),
-    calibration_sizes=(1, 2, 4, 8, 16),
+    calibration_sizes=(1, 2, 4, 16),
     repeats=2,
-    saturation_batches=6,
+    saturation_batches=4,
     seconds=2.0,
-    min_requests=16,
+    min_requests=12,
 )
 
 
