@@ -98,7 +98,7 @@ def answer(engine: ContinuousEngine, asked: Sequence[Request]) -> Run:
         if isinstance(each, Exception):
             raise each
     whole = [each for each in answers if isinstance(each, Completion)]
-    steps = _steps(engine, start, max(each.token_times[-1] for each in whole))
+    steps = [step for step in engine.steps if step.start >= start]
     begun = min(each.timeline.scheduled or 0 for each in whole) / 1e9
     if steps[0].start > begun + 1e-6:  # the timeline counts in nanoseconds
         raise InvalidSetting(
@@ -106,15 +106,6 @@ def answer(engine: ContinuousEngine, asked: Sequence[Request]) -> Run:
             f"ask for fewer tokens than {sum(len(each.token_ids) for each in whole):,}"
         )
     return Run(whole, steps, seconds)
-
-
-def _steps(engine: ContinuousEngine, start: float, last: float) -> list[StepRecord]:
-    """Those from `start` to the token of time `last`, which is told a moment before its step is written down."""
-    while True:
-        steps = [step for step in engine.steps if step.start >= start]
-        if steps and steps[-1].computed >= last:
-            return steps
-        time.sleep(1e-4)
 
 
 def figures(

@@ -22,7 +22,6 @@ from servinglib.bench.gpu_figures import Run, answer, loaded, requests
 from servinglib.bench.gpu_parts import PARTS
 from servinglib.bench.recorded import load
 from servinglib.engines.continuous import statistics
-from servinglib.engines.continuous.engine import ContinuousEngine
 from servinglib.engines.continuous.statistics import StepRecord
 from servinglib.errors import InvalidSetting
 
@@ -150,21 +149,6 @@ def test_a_run_of_which_the_engine_has_forgotten_steps_has_no_figures(monkeypatc
         assert len(answer(engine, requests([[1, 2, 3]], [4], "a")).steps) == 4
         with pytest.raises(InvalidSetting, match="more than the 4 steps that the engine keeps"):
             answer(engine, requests([[1, 2, 3]], [5], "b"))
-
-
-def test_the_last_step_is_waited_for(monkeypatch):
-    """Its tokens are told before it is written down; here, while the reader has looked once."""
-    looks, whole = [], ContinuousEngine.steps.fget
-    assert whole is not None
-
-    def late(engine):
-        looks.append(whole(engine))
-        return looks[-1][: -1 if len(looks) == 1 else None]
-
-    monkeypatch.setattr(ContinuousEngine, "steps", property(late))
-    with loaded(SMALL) as engine:
-        assert len(answer(engine, requests([[1, 2, 3]], [4], "a")).steps) == 4
-    assert len(looks) == 2
 
 
 def test_vllm_is_asked_for_what_the_engine_is_asked_for(notes, monkeypatch):

@@ -452,6 +452,15 @@ def test_a_preempted_or_finished_sequence_is_forgotten_by_the_runner():
     assert len(loop._runner.forgotten) == 3  # type: ignore[attr-defined]
 
 
+def test_a_step_is_on_record_before_anybody_hears_of_its_tokens(monkeypatch):
+    loop, desk = stepped()
+    recorded: list[int] = []
+    monkeypatch.setattr(desk, "listen", lambda news: recorded.append(len(loop.counters.steps)))
+    desk.ask("a", A, 4)
+    loop.finish()
+    assert recorded == [1, 2, 3, 4]
+
+
 def test_steps_are_recorded_with_what_they_held():
     loop, desk = stepped()
     desk.ask("a", A, 3)
