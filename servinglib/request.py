@@ -19,6 +19,8 @@ from typing import Any, Literal
 from servinglib.errors import InvalidSetting, UnknownName
 
 FinishReason = Literal["stop", "length", "abort", "deadline"]
+UNKNOWN_TOKEN = -1
+"""Stands for the id of a token that somebody's server has told the text of, and not the id."""
 STAGES = ("arrival", "sent", "received", "scheduled", "first_token", "finished", "completed")
 
 
@@ -211,7 +213,8 @@ class TokenEvent:
         Position among the generated tokens, from 0; for an event without a token (an aborted
         request), the number of tokens that were generated.
     token_id : int or None
-        None only in the last event of a request that ends without a new token.
+        None only in the last event of a request that ends without a new token; `UNKNOWN_TOKEN` where the
+        engine's capabilities say that it knows no ids.
     text : str
         What this token adds to the text. Empty while a multi-byte character is incomplete or a stop
         string may be beginning; the concatenation of all is the completion's text.

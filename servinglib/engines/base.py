@@ -11,39 +11,15 @@ import itertools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from numbers import Integral
-from typing import Any, Literal, Self, cast
+from typing import Any, Self, cast
 
+from servinglib.engines.capabilities import Capabilities, EngineCounters
 from servinglib.errors import ContextTooLong, EmptyPrompt, InvalidRequest, ServingError
 from servinglib.request import Completion, Request, SamplingParams, TokenEvent
 
 Prompt = str | Sequence[int]
-
-
-@dataclass(frozen=True, slots=True)
-class Capabilities:
-    """What an engine can do; a caller asks here instead of guessing from its name.
-
-    Attributes
-    ----------
-    batching : {"static", "continuous"}
-        Whether requests join and leave only between batches, or at every step.
-    sampling : bool
-        False where temperature, top_k and top_p are refused.
-    real_model : bool
-        False where the tokens come from a model of time, not of language.
-    choices : bool
-        False where a request for more than one answer (n > 1) is refused.
-    logprobs : bool
-        False where a request for log-probabilities is refused.
-    """
-
-    batching: Literal["static", "continuous"]
-    sampling: bool
-    real_model: bool
-    choices: bool = False
-    logprobs: bool = False
 
 
 class Engine(ABC):
@@ -160,6 +136,11 @@ class Engine(ABC):
     def warm_up(self) -> None:
         """Pay one-time costs (allocations, kernel choice) now instead of in the first request."""
         self.generate([[0] * 8, [0] * 8], max_tokens=2, ignore_eos=True)
+
+    @property
+    def counters(self) -> EngineCounters:
+        """What it tells of itself; by default nothing."""
+        return EngineCounters()
 
     def now(self) -> float:
         """Seconds on the clock that stamps this engine's events."""

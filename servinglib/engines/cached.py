@@ -17,9 +17,11 @@ from typing import Any
 
 from servinglib.cache.result_cache import Hit, Join, Lead, ResultCache, Transcript, cache_key
 from servinglib.engines.base import Engine, Prompt
+from servinglib.engines.capabilities import EngineCounters
 from servinglib.engines.flights import Batch, Flight, Reader
 from servinglib.engines.registry import load_engine
-from servinglib.errors import InvalidRequest, ServerClosed
+from servinglib.engines.streams import check_ids
+from servinglib.errors import ServerClosed
 from servinglib.request import Request, TokenEvent
 
 _serial = itertools.count()
@@ -73,6 +75,11 @@ class CachedEngine(Engine):
         """Warm up the inner engine; nothing is kept of it."""
         self.engine.warm_up()
 
+    @property
+    def counters(self) -> EngineCounters:
+        """The inner engine's; those of the result cache are `cache.statistics`."""
+        return self.engine.counters
+
     def now(self) -> float:
         """Seconds on the inner engine's clock."""
         return self.engine.now()
@@ -115,15 +122,9 @@ class CachedEngine(Engine):
                 del self._readers[reader.request.request_id]
 
     def _register(self, readers: Sequence[Reader]) -> None:
-        batch = {reader.request.request_id: reader for reader in readers}
         with self._lock:
-            taken = sorted(batch.keys() & self._readers.keys())
-            if taken or len(batch) < len(readers):
-                raise InvalidRequest(
-                    f"request ids must be unique among running requests; running already: {taken}, "
-                    f"in this batch: {[reader.request.request_id for reader in readers]}"
-                )
-            self._readers.update(batch)
+            check_ids([reader.request for reader in readers], self._readers)
+            self._readers.update((reader.request.request_id, reader) for reader in readers)
 
     def _board(self, readers: Sequence[Reader]) -> set[Batch]:
         """Give each reader an answer that is known, a flight that is under way, or one of a new batch."""

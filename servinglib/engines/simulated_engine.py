@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
-from servinglib.engines.base import Capabilities, Prompt, checked_ids
+from servinglib.engines.base import Prompt, checked_ids
+from servinglib.engines.capabilities import Capabilities
 from servinglib.engines.static_batch import StaticBatchEngine
 from servinglib.errors import UnknownName
 from servinglib.policies.step_time import StepTime

@@ -13,7 +13,8 @@ from collections.abc import Collection, Generator, Iterator, Sequence
 
 from servinglib.engines.answer import Answer
 from servinglib.engines.base import Engine
-from servinglib.errors import InvalidRequest, ServerClosed
+from servinglib.engines.streams import check_ids
+from servinglib.errors import ServerClosed
 from servinglib.request import Request, SamplingParams, TokenEvent
 
 
@@ -81,14 +82,8 @@ class StaticBatchEngine(Engine):
                 self._running.pop(answer.request.request_id, None)
 
     def _register(self, answers: Sequence[Answer]) -> None:
-        batch = {a.request.request_id: a for a in answers}
-        taken = sorted(batch.keys() & self._running.keys())
-        if taken or len(batch) < len(answers):
-            raise InvalidRequest(
-                f"request ids must be unique among running requests; "
-                f"running already: {taken}, in this batch: {[a.request.request_id for a in answers]}"
-            )
-        self._running.update(batch)
+        check_ids([a.request for a in answers], self._running)
+        self._running.update((a.request.request_id, a) for a in answers)
 
     def _must_be_open(self) -> None:
         if self._closed:

@@ -14,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from servinglib.engines.answer import eos_ids_of
-from servinglib.engines.base import Capabilities, Prompt, checked_ids
+from servinglib.engines.base import Prompt, checked_ids
+from servinglib.engines.capabilities import Capabilities
 from servinglib.engines.static_batch import StaticBatchEngine
 from servinglib.errors import InvalidSetting, ServerClosed, UnknownName
 from servinglib.request import SamplingParams

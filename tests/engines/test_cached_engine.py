@@ -14,8 +14,9 @@ from contract import EngineContract, Loader, completed
 from test_simulated_engine import VirtualClock
 
 from servinglib.cache.result_cache import Join, ResultCache
-from servinglib.engines.base import Capabilities, Engine, collect
+from servinglib.engines.base import Engine, collect
 from servinglib.engines.cached import CachedEngine
+from servinglib.engines.capabilities import Capabilities
 from servinglib.engines.flights import Batch, Flight, Reader
 from servinglib.engines.simulated_engine import SimulatedEngine
 from servinglib.errors import ServerClosed

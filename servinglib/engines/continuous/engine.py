@@ -15,7 +15,6 @@ Lessons 05 to 08 and 10 take it apart.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,9 +22,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from servinglib.engines.answer import Answer
-from servinglib.engines.base import Capabilities, Engine, Prompt, checked_ids
-from servinglib.engines.continuous.requests import Choice, Item, Listener, Patience, Ticket
+from servinglib.engines.base import Engine, Prompt, checked_ids
+from servinglib.engines.capabilities import Capabilities, EngineCounters
+from servinglib.engines.continuous.requests import Choice, Ticket
 from servinglib.engines.continuous.statistics import EngineStatistics, StepRecord
+from servinglib.engines.streams import EventStream, Item, Listener, Patience, listen, waker
 from servinglib.errors import InvalidRequest, UnknownName
 from servinglib.policies.sequence import SequenceState
 from servinglib.request import Request, TokenEvent
@@ -50,7 +51,16 @@ class ContinuousEngine(Engine):
     """
 
     name = "continuous"
-    capabilities = Capabilities("continuous", sampling=True, real_model=True, choices=True, logprobs=True)
+    capabilities = Capabilities(
+        "continuous",
+        sampling=True,
+        real_model=True,
+        choices=True,
+        logprobs=True,
+        speculation=True,
+        prefix_caching=True,
+        quantization=True,
+    )
 
     def __init__(self, model_name: str, parts: Parts) -> None:
         self._loop, self._tokenizer, self.model_name = parts.loop, parts.tokenizer, model_name
@@ -84,6 +94,11 @@ class ContinuousEngine(Engine):
     def steps(self) -> list[StepRecord]:
         """The last steps, oldest first."""
         return list(self._loop.counters.steps)
+
+    @property
+    def counters(self) -> EngineCounters:
+        """As every engine tells it; `statistics` has more."""
+        return self._loop.counters.seen_by_all(self._loop.planner)
 
     def tokenize(self, prompt: Prompt) -> list[int]:
         """The prompt's token ids, special tokens added as the tokenizer does by itself."""
@@ -142,7 +157,9 @@ class ContinuousEngine(Engine):
         listener: Listener,
     ) -> Iterator[TokenEvent]:
         tickets = self._submit(requests, prompts, listener, [r.request_id for r in requests])
-        events = self._listen(news, {t.request.request_id: t for t in tickets})
+        of = {ticket.request.request_id: ticket for ticket in tickets}
+        choices = {name: ticket.request.params.n for name, ticket in of.items()}
+        events = listen(news, choices, lambda name: self._loop.drop(of[name]))
         next(events)  # now that it has begun, whoever drops it ends the requests
         return cast("Iterator[TokenEvent]", events)
 
@@ -166,83 +183,14 @@ class ContinuousEngine(Engine):
         answer = Answer(request, self.decode, self.eos_ids, index)
         return Choice(answer, prompt, now)
 
-    def _listen(
-        self, news: queue.SimpleQueue[list[Item]], tickets: dict[str, Ticket]
-    ) -> Iterator[TokenEvent | None]:
-        left = {request_id: ticket.request.params.n for request_id, ticket in tickets.items()}
-        try:
-            yield None
-            while left:
-                for request_id, item in news.get():
-                    if isinstance(item, Exception):
-                        raise item
-                    if item.finish_reason is not None:
-                        left[request_id] -= 1
-                        if not left[request_id]:
-                            del left[request_id]
-                    yield item
-        finally:
-            for request_id in left:
-                self._loop.drop(tickets[request_id])
-
     def _listener(self, loop: asyncio.AbstractEventLoop) -> Listener:
         """The one listener of an event loop, so that a step's news for all its requests come together."""
         if loop not in self._listeners:
             self._listeners = {
                 known: listen for known, listen in self._listeners.items() if not known.is_closed()
             }
-            self._listeners[loop] = partial(_wake, loop)
+            self._listeners[loop] = waker(loop)
         return self._listeners[loop]
-
-
-class EventStream:
-    """One request's events, for `async for`; closing or dropping it aborts the request."""
-
-    def __init__(
-        self, events: asyncio.Queue[TokenEvent | Exception], choices: int, abort: Callable[[], None]
-    ) -> None:
-        self._events, self._open_choices, self._abort = events, choices, abort
-        self._closed = False
-
-    def __aiter__(self) -> EventStream:
-        return self
-
-    async def __anext__(self) -> TokenEvent:
-        if self._closed or not self._open_choices:
-            raise StopAsyncIteration
-        try:
-            item = await self._events.get()
-        except asyncio.CancelledError:
-            self.close()
-            raise
-        if isinstance(item, Exception):
-            self._open_choices = 0
-            raise item
-        self._open_choices -= item.finish_reason is not None
-        return item
-
-    def close(self) -> None:
-        """Abort the request, unless it has ended; a read under way gets its last event."""
-        if self._open_choices and not self._closed:
-            self._closed = True
-            self._abort()
-
-    async def aclose(self) -> None:
-        """`close`, by the name that asynchronous generators give it."""
-        self.close()
-
-    def __del__(self) -> None:
-        self.close()
-
-
-def _wake(loop: asyncio.AbstractEventLoop, news: list[Item]) -> None:
-    with contextlib.suppress(RuntimeError):  # the event loop is closed, and nobody there reads
-        loop.call_soon_threadsafe(_distribute, news)
-
-
-def _distribute(news: list[Item]) -> None:
-    for events, item in news:
-        events.put_nowait(item)
 
 
 def _decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[int]], str]:

@@ -25,7 +25,8 @@ from servinglib.decoder.step import Outcome
 from servinglib.engines.continuous.requests import Choice, News, Ticket
 from servinglib.engines.continuous.runner import Flight, Runner
 from servinglib.engines.continuous.statistics import Counters, StepRecord
-from servinglib.errors import EngineFailed, InvalidRequest, ServerClosed, ServingError
+from servinglib.engines.streams import check_ids
+from servinglib.errors import EngineFailed, ServerClosed, ServingError
 from servinglib.policies.length_prediction import LengthPredictor
 from servinglib.policies.sequence import StepPlan
 from servinglib.policies.stepping import StepPlanner
@@ -92,11 +93,7 @@ class EngineLoop:
         ids = [ticket.request.request_id for ticket in tickets]
         with self._lock:
             self.must_be_open()
-            taken = sorted(self._tickets.keys() & set(ids))
-            if taken or len(set(ids)) < len(ids):
-                raise InvalidRequest(
-                    f"request ids must be unique among running requests; running already: {taken}, new: {ids}"
-                )
+            check_ids([ticket.request for ticket in tickets], self._tickets)
             self._tickets.update(zip(ids, tickets, strict=True))
             self._orders.put(partial(self._take, tickets))
 
@@ -188,6 +185,7 @@ class EngineLoop:
             self._runner.forget(sequence)
         if not plan.scheduled:
             return None
+        self.counters.kv_cache_usage_peak = max(self.counters.kv_cache_usage_peak, self.planner.pool.usage)
         for sequence in plan.admitted:
             timeline = sequence.item.answer.request.timeline
             if timeline.scheduled is None:  # a preempted request is scheduled twice; the first counts

@@ -6,18 +6,15 @@ and a text of its own; what they share is the prompt, and through the prefix cac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from servinglib.cache.prefix import extend_keys
 from servinglib.engines.answer import Answer
+from servinglib.engines.streams import Item, Listener
 from servinglib.policies.sequence import SequenceState
-from servinglib.request import Request, TokenEvent
+from servinglib.request import Request
 
-Item = tuple[Any, TokenEvent | Exception]
-"""An event, or the error that ends a request, and the address that its listener gave to the request."""
-Listener = Callable[[list[Item]], None]
-"""Takes the news of a step for all its requests together; called in the engine's thread."""
 News = dict[Listener, list[Item]]
 
 
@@ -80,29 +77,3 @@ class Ticket:
         self.waiting_choices = list(choices[1:])
         self.open_choices = set(choices)
         self.first = choices[0]
-
-
-class Patience:
-    """Passes on the news of a batch when all of it has ended; nobody is woken at every step.
-
-    Parameters
-    ----------
-    open_choices : int
-        Answers that have to end.
-    listener : Listener
-        Gets all news then, or at once when there is an error among them.
-    """
-
-    def __init__(self, open_choices: int, listener: Listener) -> None:
-        self._open_choices, self._listener = open_choices, listener
-        self._held: list[Item] = []
-
-    def __call__(self, items: list[Item]) -> None:
-        self._held += items
-        failed = any(isinstance(item, Exception) for _, item in items)
-        self._open_choices -= sum(
-            not isinstance(e, Exception) and e.finish_reason is not None for _, e in items
-        )
-        if failed or not self._open_choices:
-            held, self._held = self._held, []
-            self._listener(held)

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from servinglib.engines.capabilities import EngineCounters
+
 if TYPE_CHECKING:
     from servinglib.decoder.step import Outcome
     from servinglib.engines.continuous.runner import Runner
@@ -98,6 +100,8 @@ class Counters:
         Tokens of prompts computed, and tokens generated.
     drafted, accepted : int
         Guesses checked, and those that stayed.
+    kv_cache_usage_peak : float
+        The largest share of the blocks that running sequences have held.
     steps : deque of StepRecord
         The last `STEPS_KEPT`.
     """
@@ -107,6 +111,7 @@ class Counters:
     generation_tokens: int = 0
     drafted: int = 0
     accepted: int = 0
+    kv_cache_usage_peak: float = 0.0
     steps: deque[StepRecord] = field(default_factory=lambda: deque(maxlen=STEPS_KEPT))
 
     def step(self, record: StepRecord) -> None:
@@ -115,6 +120,20 @@ class Counters:
         self.prompt_tokens += record.prefill_tokens
         self.drafted += record.drafted
         self.accepted += record.accepted
+
+    def seen_by_all(self, planner: StepPlanner) -> EngineCounters:
+        """What every engine tells, of this one."""
+        return EngineCounters(
+            num_requests_running=len(planner.running),
+            num_requests_waiting=len(planner.waiting),
+            kv_cache_usage=planner.pool.usage,
+            kv_cache_usage_peak=self.kv_cache_usage_peak,
+            prefix_cache_queries=planner.prefix_queries,
+            prefix_cache_hits=planner.prefix_hits,
+            num_preemptions=planner.preemptions,
+            draft_tokens=self.drafted,
+            accepted_tokens=self.accepted,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The listener of those who want whole answers."""
 
-from servinglib.engines.continuous.requests import Item, Patience
+from servinglib.engines.streams import Item, Patience
 from servinglib.errors import ServerClosed
 from servinglib.request import TokenEvent
 
