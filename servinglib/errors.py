@@ -68,12 +68,16 @@ class ServerClosed(ServingError):
         super().__init__("the server is stopped and takes no requests; start a new one")
 
 
+class ServerFailed(ServingError):
+    """A server's process did not start, ended before it was ready, or would not stop; its last words are quoted."""
+
+
 class EngineFailed(ServingError):
     """The engine's own computation failed; every request that it held ends with this."""
 
-    def __init__(self, cause: BaseException) -> None:
+    def __init__(self, cause: BaseException, what: str = "stopped") -> None:
         super().__init__(
-            f"the engine stopped: {type(cause).__name__}: {cause}; load it anew, and report this if it comes back"
+            f"the engine {what}: {type(cause).__name__}: {cause}; load it anew, and report this if it comes back"
         )
 
 
@@ -121,14 +125,77 @@ class UnknownName(ServingError, ValueError):
     ----------
     kind : str
         What the name was meant to name: "model", "engine", "parameter", ...
+    origin : str, optional
+        Where it was said, such as "serving.yaml:3".
     """
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+    def __init__(self, kind: str, name: str, known: Iterable[str], origin: str | None = None) -> None:
         self.kind, self.name, self.known = kind, name, sorted(known)
         near = get_close_matches(name, self.known, n=1)
+        place = f" from {origin}" if origin else ""
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        super().__init__(f"unknown {kind} {name!r}{hint}; known: {', '.join(self.known)}")
+        super().__init__(f"unknown {kind} {name!r}{place}{hint}; known: {', '.join(self.known)}")
 
 
 class ModelUnavailable(ServingError):
     """A model is known by name but can't be had here; the message says how to get it."""
+
+
+class EngineUnavailable(ServingError):
+    """An engine whose package is not installed here.
+
+    Attributes
+    ----------
+    engine, package, install : str
+        The engine, what it needs, and the command that installs that.
+    """
+
+    def __init__(self, engine: str, package: str, install: str) -> None:
+        self.engine, self.package, self.install = engine, package, install
+        super().__init__(
+            f"the {engine} engine needs the package {package}, which is not installed here; install it with "
+            f"`{install}`, or go back to another engine with the setting `engine: transformers`"
+        )
+
+
+class EndpointFailed(ServingError):
+    """Somebody's server did not answer as it should, or not at all.
+
+    Attributes
+    ----------
+    happened, advice : str
+        What, and what to do about it.
+    status : int or None
+        Of HTTP, if it came to an answer.
+    body : str
+        The beginning of what the server said.
+    transient : bool
+        Whether the same request might succeed later.
+    retry_after : float or None
+        Seconds that the server asked to wait.
+    attempts : int
+        How often it was tried.
+    """
+
+    def __init__(
+        self,
+        happened: str,
+        advice: str,
+        *,
+        status: int | None = None,
+        body: str = "",
+        transient: bool = False,
+        retry_after: float | None = None,
+    ) -> None:
+        self.happened, self.advice, self.status, self.body = happened, advice, status, body
+        self.transient, self.retry_after, self.attempts = transient, retry_after, 1
+        super().__init__(happened, advice)
+
+    def __str__(self) -> str:
+        said = f" ({self.body})" if self.body else ""
+        tried = f", {self.attempts} times" if self.attempts > 1 else ""
+        return f"{self.happened}{said}{tried}; {self.advice}"
+
+
+class EndpointRefused(EndpointFailed, InvalidRequest):
+    """Somebody's server says that the request can't be served as it stands."""

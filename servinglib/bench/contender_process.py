@@ -24,6 +24,7 @@ from typing import Any, TextIO, cast
 import psutil
 
 from servinglib.errors import ServingError
+from servinglib.process_guard import Guard
 
 LAST_WORDS = 15  # lines of standard error that an error message quotes
 PATIENCE = 20.0  # seconds from the end of the calls until a child is killed
@@ -59,6 +60,8 @@ class ContenderProcess:
             env={**os.environ, **(environment or {})},
             text=True,
         )
+        self._guard = Guard()  # a stopped child would not notice that this process is gone
+        self._guard.watch(self._child.pid)
         # Both are set, since both are pipes.
         self._calls, self._answers = cast("TextIO", self._child.stdin), cast("TextIO", self._child.stdout)
 
@@ -112,6 +115,7 @@ class ContenderProcess:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         self._child.wait()
+        self._guard.close()
         self._answers.close()
         self._errors.close()
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from servinglib.bench.gpu import Notes, Options, Skip
-from servinglib.bench.gpu_watch import device_bandwidth, nominal_bandwidth
+from servinglib.bench.gpu_bandwidth import device_bandwidth, nominal_bandwidth
 from servinglib.engines.continuous.engine import ContinuousEngine
 from servinglib.errors import InvalidSetting
 from servinglib.request import Completion, Request, SamplingParams

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from servinglib.bench.gpu import Notes, Options
+from servinglib.bench.gpu_bandwidth import device_bandwidth
 from servinglib.bench.gpu_figures import need_gpu
-from servinglib.bench.gpu_watch import device_bandwidth
 
 HEADS, KV_HEADS, DIM, BLOCK = 16, 8, 128, 16  # of Qwen3-0.6B
 CACHE_BYTES = 2**28  # what is read between two turns at the same pages: more than the GPU's caches hold

@@ -25,7 +25,7 @@ from servinglib.bench.gpu_figures import (
     need_gpu,
     requests,
 )
-from servinglib.bench.gpu_watch import GpuWatch
+from servinglib.bench.gpu_monitor import GpuMonitor
 from servinglib.engines.continuous.engine import ContinuousEngine
 from servinglib.workload import token_prompts
 
@@ -51,9 +51,9 @@ def sweep(options: Options, notes: Notes) -> None:
         notes.note("memory", str(engine.memory))
         answer(engine, alike(sizes[-1], prompt, 4, 1000))
         for size in sizes:
-            with GpuWatch(options.device) as watch:
+            with GpuMonitor() as monitor:
                 run = answer(engine, alike(size, prompt, output, size))
-            notes.note(f"{size}", {**figures(engine, run, bandwidth, size), "gpu": watch.summary()})
+            notes.note(f"{size}", with_gpus(figures(engine, run, bandwidth, size), monitor))
 
 
 def nano(options: Options, notes: Notes) -> None:
@@ -66,10 +66,16 @@ def nano(options: Options, notes: Notes) -> None:
         for temperature in (0.6, 0.0):
             shrink(engine, prompts, temperature)
             asked = requests(prompts, outputs, f"nano-{temperature}", temperature)
-            with GpuWatch(options.device) as watch:
+            with GpuMonitor() as monitor:
                 run = answer(engine, asked)
-            found = {**figures(engine, run, bandwidth), "gpu": watch.summary()}
-            notes.note(f"temperature {temperature}", found)
+            notes.note(f"temperature {temperature}", with_gpus(figures(engine, run, bandwidth), monitor))
+
+
+def with_gpus(found: dict[str, Any], monitor: GpuMonitor) -> dict[str, Any]:
+    """The figures of a run, and what the GPUs did meanwhile."""
+    report = monitor.report()
+    joules = report.energy_per_token(found["output_tokens"])
+    return {**found, "joules_per_token": joules, "gpu_monitor": report.to_json()}
 
 
 def shrink(engine: ContinuousEngine, prompts: Sequence[list[int]], temperature: float) -> Run:

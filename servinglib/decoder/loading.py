@@ -20,7 +20,6 @@ from servinglib.models.loading import find_checkpoint
 from servinglib.policies.sequence import SequenceState
 
 NUMBA_FORMATS = (torch.bfloat16, torch.float32)
-ATTENTIONS = ("numba", "torch", "triton")
 CPU = torch.device("cpu")
 BLOCK = 16  # tokens in a page, where nobody says otherwise
 

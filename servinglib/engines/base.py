@@ -122,7 +122,11 @@ class Engine(ABC):
             raise EmptyPrompt
         if len(tokens) + request.params.max_tokens > self.context_length:
             raise ContextTooLong(len(tokens), request.params.max_tokens, self.context_length)
-        can, params = self.capabilities, request.params
+        self._check_abilities(request.params)
+        return tokens
+
+    def _check_abilities(self, params: SamplingParams) -> None:
+        can = self.capabilities
         if params.temperature > 0 and not can.sampling:
             raise InvalidRequest(f"the {self.name} engine can't sample; use temperature=0")
         if params.n > 1 and not can.choices:
@@ -131,7 +135,6 @@ class Engine(ABC):
             )
         if params.logprobs is not None and not can.logprobs:
             raise InvalidRequest(f"the {self.name} engine tells no log-probabilities; leave logprobs out")
-        return tokens
 
     def warm_up(self) -> None:
         """Pay one-time costs (allocations, kernel choice) now instead of in the first request."""
@@ -229,6 +232,14 @@ def checked_ids(prompt: Sequence[int], vocabulary: int) -> list[int]:
                 f"they are the integers 0..{vocabulary - 1} here"
             )
     return [int(token) for token in prompt]
+
+
+def check_logprobs(asked: int | None, vocabulary: int) -> None:
+    """Refuse to tell more of the likeliest tokens than there are."""
+    if (asked or 0) > vocabulary:
+        raise InvalidRequest(
+            f"logprobs={asked} asks for more tokens than the vocabulary has, which is {vocabulary:,}; ask for fewer"
+        )
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -111,9 +111,7 @@ class EventLoopEngine(Engine):
         for request_id in list(self._conversations):
             self._leave(request_id, ServerClosed())
         self._call(self._finish())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self._stop_loop()
 
     def _run_whole(self, requests: Sequence[Request], prompts: Sequence[list[int]]) -> Iterator[TokenEvent]:
         news: queue.SimpleQueue[list[Item]] = queue.SimpleQueue()
@@ -126,6 +124,11 @@ class EventLoopEngine(Engine):
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
         """Have something done in the engine's loop, and wait for it."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def _stop_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
     def _start(
         self,

@@ -15,13 +15,13 @@ from typing import Any
 
 from servinglib.engines.base import Prompt, checked_ids
 from servinglib.engines.capabilities import Capabilities
+from servinglib.engines.settings import SimulatedSettings, checked
 from servinglib.engines.static_batch import StaticBatchEngine
 from servinglib.errors import UnknownName
 from servinglib.policies.step_time import StepTime
 from servinglib.request import SamplingParams
 
 FILLER = "批处理让一步服务许多请求。One step serves many requests. "
-OPTIONS = ("step_time", "sleep", "clock", "seed", "context_length")
 
 
 class SimulatedEngine(StaticBatchEngine):
@@ -44,7 +44,7 @@ class SimulatedEngine(StaticBatchEngine):
     name = "simulated"
     model_name = "simulated"
     capabilities = Capabilities(batching="static", sampling=False, real_model=False)
-    default_step_time = StepTime(a=0.010, b=0.0005, d=0.0003)
+    default_step_time = SimulatedSettings().law
 
     def __init__(
         self,
@@ -61,13 +61,11 @@ class SimulatedEngine(StaticBatchEngine):
 
     @classmethod
     def load(cls, model: str = "simulated", **options: Any) -> SimulatedEngine:
-        """The engine with these options; the only model is "simulated"."""
+        """The engine with the options of `SimulatedSettings`; the only model is "simulated"."""
         if model != cls.model_name:
             raise UnknownName("model", model, [cls.model_name])
-        for option in options:
-            if option not in OPTIONS:
-                raise UnknownName("option", option, OPTIONS)
-        return cls(**options)
+        settings = checked(SimulatedSettings, options)
+        return cls(settings.law, settings.sleep, settings.clock, settings.seed, settings.context_length)
 
     def tokenize(self, prompt: Prompt) -> list[int]:
         """The bytes of the text as UTF-8."""

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from servinglib.engines.answer import eos_ids_of
 from servinglib.engines.base import Prompt, checked_ids
 from servinglib.engines.capabilities import Capabilities
+from servinglib.engines.settings import TransformersSettings, check_device, check_dtype, checked
 from servinglib.engines.static_batch import StaticBatchEngine
-from servinglib.errors import InvalidSetting, ServerClosed, UnknownName
+from servinglib.errors import InvalidSetting, ServerClosed
 from servinglib.request import SamplingParams
 
 if TYPE_CHECKING:
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
     from servinglib.models.loading import DataType
 
 T = TypeVar("T")
-DEVICES = ("auto", "cpu", "cuda")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-OPTIONS = ("device", "dtype", "threads", "allow_download", "trust_remote_code")
 
 
 class TransformersEngine(StaticBatchEngine):
@@ -62,56 +60,28 @@ class TransformersEngine(StaticBatchEngine):
         self._computing = ThreadPoolExecutor(1, thread_name_prefix="transformers-engine")
 
     @classmethod
-    def load(
-        cls,
-        model: str,
-        device: str = "auto",
-        dtype: str = "auto",
-        threads: int | None = None,
-        allow_download: bool | None = None,
-        trust_remote_code: bool = False,
-        **unknown: Any,
-    ) -> TransformersEngine:
-        """Load a model of the zoo, a local folder or a hub id.
-
-        Parameters
-        ----------
-        model : str
-            What `load_model` takes.
-        device : {"auto", "cpu", "cuda"}
-            "auto" is CUDA where there is a GPU; "cuda:1" and the like work too.
-        dtype : {"auto", "float32", "bfloat16", "float16"}
-            "auto" is bfloat16 where the hardware multiplies it (`choose_dtype`), else float32. Only
-            float32 makes greedy answers practically independent of what else is in the batch.
-        threads : int, optional
-            CPU threads of torch, for the whole process; unset leaves torch's choice.
-        allow_download : bool, optional
-            Fetch a hub model that isn't here yet; unset asks the environment, whose default is no.
-        trust_remote_code : bool
-            Run code that comes with the checkpoint.
+    def load(cls, model: str, **options: Any) -> TransformersEngine:
+        """Load a model of the zoo, a local folder or a hub id; the options are those of `TransformersSettings`.
 
         Raises
         ------
-        UnknownName
-            For an option, device, dtype or model that nothing goes by.
+        UnknownName, InvalidSetting, ModelUnavailable
+            If an option or the model can't be had.
         """
-        for option in unknown:
-            raise UnknownName("option", option, OPTIONS)
+        settings = checked(TransformersSettings, options)
         import torch
 
         from servinglib.models.loading import load_model
 
-        device = choose_device(device)
-        if threads is not None:
-            if threads < 1:
-                raise InvalidSetting(f"threads={threads} must be at least 1")
-            torch.set_num_threads(threads)
+        device = choose_device(settings.device)
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
         loaded, tokenizer = load_model(
             model,
             device=device,
-            dtype=choose_dtype(dtype, device),
-            allow_download=allow_download,
-            trust_remote_code=trust_remote_code,
+            dtype=choose_dtype(settings.dtype, device),
+            allow_download=settings.allow_download,
+            trust_remote_code=settings.trust_remote_code,
         )
         return cls(loaded, tokenizer, model)
 
@@ -187,10 +157,9 @@ def choose_device(device: str) -> str:
     """The device that "auto" stands for here; any other name is checked and passed through."""
     import torch
 
+    check_device(device)
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.partition(":")[0] not in DEVICES[1:]:
-        raise UnknownName("device", device, DEVICES)
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InvalidSetting(f"device={device!r}, but torch sees no CUDA GPU here; use device='cpu'")
     return device
@@ -205,8 +174,7 @@ def choose_dtype(dtype: str, device: str) -> DataType:
     """
     import torch
 
-    if dtype not in DTYPES:
-        raise UnknownName("dtype", dtype, DTYPES)
+    check_dtype(dtype)
     if dtype != "auto":
         return cast("DataType", dtype)
     native = device != "cpu" or torch.cpu._is_avx512_bf16_supported()

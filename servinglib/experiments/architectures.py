@@ -9,25 +9,31 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from types import TracebackType
 from typing import Any
 
 from servinglib.bench.load import Saturation, run_open_loop, saturate
+from servinglib.bench.provenance import cores
 from servinglib.engines.base import Engine
 from servinglib.engines.registry import load_engine
 from servinglib.experiments.batching_curve import Shape, answered, completed, make_requests
 from servinglib.experiments.columns import BatchTimes
+from servinglib.experiments.serving_run import ask
 from servinglib.policies.batching import DynamicBatching
 from servinglib.policies.routing import LeastOutstanding
 from servinglib.request import Completion, Request, Timeline
 from servinglib.server.batch_server import BatchInferenceServer
 from simulations.serving import ServiceTime, simulate_batching
 
+Predict = Callable[[Request], Awaitable[Completion]]
 NOT_YET = ("vllm",)
-"""Architectures of the course that this experiment can't measure; the report says why."""
+"""Architectures that the demo leaves to `architecture_table`, so that it needs no other package."""
 
 
 class ReplicaProcess:
@@ -118,6 +124,80 @@ def simulate_replicas(
         routing=LeastOutstanding(),
     )
     return list(result.timelines)
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A way to serve.
+
+    Attributes
+    ----------
+    open : callable
+        Model, device and `Plan.together` to a context that gives something which answers a request.
+    together : callable
+        Requests that it has in hand at once, from `Plan.together`.
+    modules : set of str
+        Ours that one has to know to change how it serves.
+    package : str
+        The one that computes.
+    """
+
+    open: Callable[[str, str, int], AbstractAsyncContextManager[Predict]]
+    together: Callable[[int], int]
+    modules: frozenset[str]
+    package: str
+
+
+@asynccontextmanager
+async def _coach(model: str, device: str, size: int) -> AsyncGenerator[Predict]:
+    with load_engine("transformers", model, device=device) as engine:
+        engine.warm_up()
+        async with BatchInferenceServer(engine, max_batch_size=size, max_wait_time=0) as server:
+            yield server.predict
+
+
+@asynccontextmanager
+async def _two_coaches(model: str, device: str, size: int) -> AsyncGenerator[Predict]:
+    options: dict[str, Any] = {"device": device}
+    if device == "cpu":
+        options["threads"] = max(1, cores() // 2)
+    async with Replicas("transformers", model, 2, size, **options) as replicas:
+        yield replicas.predict
+
+
+@asynccontextmanager
+async def _lift(
+    engine: str, options: dict[str, Any], model: str, device: str, size: int
+) -> AsyncGenerator[Predict]:
+    options = options | ({"device": device} if engine == "continuous" else {})
+    with load_engine(engine, model, max_num_seqs=size, **options) as loaded:
+        loaded.warm_up()
+        yield partial(ask, loaded)  # type: ignore[arg-type]
+
+
+SERVER, STATIC = "servinglib.server.batch_server", "servinglib.engines.transformers_engine"
+CONTINUOUS, VLLM = "servinglib.engines.continuous.engine", "servinglib.engines.vllm_engine"
+ARCHITECTURES = {
+    "one at a time": Architecture(
+        lambda model, device, _: _coach(model, device, 1),
+        lambda _: 1,
+        frozenset({SERVER, STATIC}),
+        "transformers",
+    ),
+    "dynamic batching": Architecture(_coach, lambda n: n, frozenset({SERVER, STATIC}), "transformers"),
+    "two replicas": Architecture(
+        _two_coaches,
+        lambda n: 2 * n,
+        frozenset({SERVER, STATIC, "servinglib.policies.routing"}),
+        "transformers",
+    ),
+    "continuous": Architecture(
+        partial(_lift, "continuous", {"prefix_caching": False}), lambda n: n, frozenset({CONTINUOUS}), "torch"
+    ),
+    "vllm": Architecture(
+        partial(_lift, "vllm", {"enable_prefix_caching": False}), lambda n: n, frozenset({VLLM}), "vllm"
+    ),
+}
 
 
 async def _timed(process: ReplicaProcess, size: int, shape: Shape, seed: int) -> float:

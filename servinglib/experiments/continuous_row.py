@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from servinglib.bench.load import Saturation, saturate
-from servinglib.engines.base import complete
 from servinglib.engines.continuous.engine import ContinuousEngine
 from servinglib.engines.continuous.statistics import StepRecord
 from servinglib.experiments.batching_curve import PROMPT_VOCABULARY, Shape, answered, make_requests
 from servinglib.experiments.columns import Columns, Latencies
-from servinglib.experiments.serving_run import ServingRun, drift, fit_step_time, serve
+from servinglib.experiments.serving_run import ServingRun, ask, drift, fit_step_time, serve
 from servinglib.policies.step_time import StepTime
 from servinglib.request import Completion
 from servinglib.workload import RequestSpec, token_prompts
@@ -63,14 +62,9 @@ class Lift:
     async def measure_saturation(self, batches: int) -> Saturation[Completion]:
         """The most requests/s, with twice `max_num_seqs` in flight at all times."""
         engine, requests = self.engine, make_requests((batches + 4) * self.max_num_seqs + 1, self.shape)
-
-        async def ask(index: int) -> Completion:
-            request = requests[index]
-            request.timeline.stamp("received", engine.now())
-            events = [event async for event in engine.submit(request)]
-            return complete(request, self.shape.prompt_tokens, events, engine.now())
-
-        run = await saturate(ask, concurrency=2 * self.max_num_seqs, count=len(requests))
+        run = await saturate(
+            lambda i: ask(engine, requests[i]), concurrency=2 * self.max_num_seqs, count=len(requests)
+        )
         answered([o.error or o.result for o in run.outcomes])
         return run
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from scipy.optimize import nnls
@@ -18,6 +19,7 @@ from servinglib.bench.load import run_open_loop
 from servinglib.engines.base import complete
 from servinglib.engines.continuous.engine import ContinuousEngine
 from servinglib.engines.continuous.statistics import StepRecord
+from servinglib.engines.streams import EventStream
 from servinglib.errors import InvalidSetting
 from servinglib.policies.step_time import StepTime
 from servinglib.request import Completion, Request, SamplingParams, Timeline
@@ -57,6 +59,25 @@ class ServingRun:
         return np.array([t.first_token - t.arrival for t in self.timelines]) / 1e9  # type: ignore[operator]
 
 
+class Submitting(Protocol):
+    """An engine with continuous batching."""
+
+    def submit(self, request: Request) -> EventStream:
+        """Start a request from a running event loop."""
+        ...
+
+    def now(self) -> float:
+        """Seconds on its clock."""
+        ...
+
+
+async def ask(engine: Submitting, request: Request) -> Completion:
+    """Have a request answered, whose prompt is token ids, and collect its events."""
+    request.timeline.stamp("received", engine.now())
+    events = [event async for event in engine.submit(request)]
+    return complete(request, len(request.prompt), events, engine.now())
+
+
 async def serve(
     engine: ContinuousEngine,
     workload: Sequence[RequestSpec],
@@ -92,14 +113,8 @@ async def serve(
     for request, priority in zip(requests, priorities or (), strict=False):
         request.priority = priority
 
-    async def ask(index: int) -> Completion:
-        request = requests[index]
-        request.timeline.stamp("received", engine.now())
-        events = [event async for event in engine.submit(request)]
-        return complete(request, len(request.prompt), events, engine.now())
-
     start = engine.now()
-    outcomes = await run_open_loop(ask, [spec.arrival for spec in workload])
+    outcomes = await run_open_loop(lambda i: ask(engine, requests[i]), [spec.arrival for spec in workload])
     for outcome in outcomes:
         if outcome.error is not None:
             raise outcome.error

@@ -109,6 +109,16 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
     return tokenizer
 
 
+def checkpoint_eos_ids(folder: Path) -> int | list[int] | None:
+    """The token ids that end an answer, as a checkpoint's settings tell; None if they tell none."""
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
+    except OSError:  # it has none
+        return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("eos_token_id")
+
+
 def _load_weights(folder: Path, device: str, dtype: DataType, trust_remote_code: bool) -> Any:
     from transformers import AutoModelForCausalLM
 

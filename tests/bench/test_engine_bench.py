@@ -294,7 +294,7 @@ def test_a_contender_that_is_not_installed_is_refused_with_the_command_that_inst
 
 
 def test_the_command_refuses_numbers_that_are_none():
-    result = CliRunner().invoke(app, ["bench", "engine", "--concurrency", "1,four"])
+    result = CliRunner().invoke(app, ["bench", "rivals", "--concurrency", "1,four"])
     assert isinstance(result.exception, InvalidSetting)
     assert "--concurrency '1,four'" in str(result.exception)
 

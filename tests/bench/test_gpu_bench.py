@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +15,7 @@ from typer.testing import CliRunner
 
 from servinglib.bench import gpu
 from servinglib.bench.gpu import Notes, Options
-from servinglib.bench.gpu_watch import GpuWatch, _numbers, nominal_bandwidth
+from servinglib.bench.gpu_bandwidth import nominal_bandwidth
 from servinglib.bench.recorded import load
 from servinglib.cli import app
 from servinglib.errors import UnknownName
@@ -145,34 +144,6 @@ def test_the_command_line_tells_how_each_part_ended(tmp_path, parts):
     result = CliRunner().invoke(app, command)
     assert result.output.splitlines()[0].startswith("sweep: done")
     assert result.output.endswith("gpu.json\n")
-
-
-def test_nothing_is_watched_without_a_gpu_and_cut_off_lines_are_no_samples():
-    with GpuWatch("cpu") as watch:
-        pass
-    assert watch.summary() is None
-    assert _numbers("50, 300.5, 1000\n[N/A], 1, 2\n70, 3") == [[50.0, 300.5, 1000.0]]
-
-
-def test_the_first_gpu_that_may_be_used_is_watched(tmp_path, monkeypatch):
-    program = tmp_path / "nvidia-smi"
-    program.write_text(
-        '#!/bin/sh\nprintf "50, 300, 1000\\n70, 500, 2000\\n"\necho "$@" > "$TOLD"\nexec sleep 600'
-    )
-    program.chmod(0o700)
-    told = tmp_path / "told"
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setenv("TOLD", str(told))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
-    with GpuWatch("cuda") as watch:
-        for _ in range(1000):  # of 10 ms; a shell begins within one
-            if told.exists() and told.read_text():
-                break
-            time.sleep(0.01)
-    assert "--id=3 " in told.read_text()
-    summary = watch.summary()
-    assert summary is not None
-    assert (summary["samples"], summary["power.draw"]) == (2, {"mean": 400.0, "max": 500.0})
 
 
 def test_a_data_sheet_is_that_of_the_gpu_at_hand(monkeypatch):

@@ -29,9 +29,11 @@ SMALL = Options("course-tiny", "cpu", quick=True)
 DEVICE = "cpu" if os.environ["TRITON_INTERPRET"] == "1" else "cuda"
 NOT_ON_THE_GPU_MACHINE = (
     "psutil",
+    "pynvml",
     "pydantic",
     "rich",
     "scipy",
+    "sklearn",
     "simpy",
     "typer",
     "matplotlib",
@@ -92,7 +94,8 @@ def test_the_command_runs_a_part_from_end_to_end(tmp_path):
     assert 0 < four["tokens_per_second"] < four["output_tokens"] / four["seconds"] * 1.001
     assert four["step_ms"]["p50"] <= four["step_ms"]["p99"]
     assert four["share_of_nominal_roofline"] is None  # a CPU is in no data sheet of a GPU
-    assert four["gpu"] is None
+    assert not any(each["visible"] for each in four["gpu_monitor"]["gpus"])
+    assert four["joules_per_token"] is None
 
 
 @pytest.mark.parametrize("name", ["nano", "ablation", "spec"])

@@ -27,7 +27,7 @@ from servinglib.errors import (
     ServerClosed,
     UnknownName,
 )
-from servinglib.request import Completion, Request, SamplingParams
+from servinglib.request import Completion, Request, SamplingParams, TokenEvent
 
 Loader = Callable[..., Engine]
 PROMPTS: list[Prompt] = ["def area(radius):", "请问", [40, 41, 42, 43, 44, 45, 46], "x"]
@@ -50,6 +50,14 @@ def requests(prompts: Sequence[Prompt], **changes: object) -> list[Request]:
 def completed(results: Sequence[Completion | Exception]) -> list[Completion]:
     assert all(isinstance(result, Completion) for result in results), results
     return [result for result in results if isinstance(result, Completion)]
+
+
+def up_to(events: Iterator[TokenEvent], request_id: str, count: int) -> list[TokenEvent]:
+    """The events up to the `count`-th of one request: over a network, neighbours may overtake each other."""
+    seen: list[TokenEvent] = []
+    while sum(event.request_id == request_id for event in seen) < count:
+        seen.append(next(events))
+    return seen
 
 
 class EngineContract:
@@ -211,7 +219,7 @@ class EngineContract:
         batch = requests(["hello", "hello"], max_tokens=8)
         batch[0].params = batch[0].params.updated(max_tokens=long(engine))
         events = engine.run(batch, [engine.validate(r) for r in batch])
-        seen = [next(events) for _ in range(4)]
+        seen = up_to(events, "r0", 2)
         assert engine.abort("r0") is True
         streams = collect(itertools.chain(seen, events))
         tokens, last = streams["r0"][:-1], streams["r0"][-1]
@@ -240,9 +248,10 @@ class EngineContract:
         batch = requests(["hello", "hello"], max_tokens=8)
         batch[0].params = batch[0].params.updated(max_tokens=1)
         events = engine.run(batch, [engine.validate(r) for r in batch])
-        assert next(events).finish_reason == "length"
+        seen = up_to(events, "r0", 1)
+        assert seen[-1].finish_reason == "length"
         assert engine.abort("r0") is False
-        assert len(list(events)) == 8
+        assert len(seen) + len(list(events)) == 9
 
     def test_a_reader_that_goes_away_leaves_nothing_behind(self, engine: Engine):
         events = engine.stream("hello", request_id="mine", max_tokens=long(engine), ignore_eos=True)

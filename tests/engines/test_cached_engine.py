@@ -10,8 +10,8 @@ from dataclasses import replace
 from random import Random
 
 import pytest
+from clocks import VirtualClock
 from contract import EngineContract, Loader, completed
-from test_simulated_engine import VirtualClock
 
 from servinglib.cache.result_cache import Join, ResultCache
 from servinglib.engines.base import Engine, collect

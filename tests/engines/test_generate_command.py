@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -43,7 +44,10 @@ def test_the_options_reach_the_engine(monkeypatch, tiny_qwen3: str, capsys: pyte
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["hi", "--engine", "vlm"], "unknown engine 'vlm'"),
+        (["hi", "--engine", "vlm"], "unknown engine 'vlm' from --engine (did you mean 'vllm'?)"),
+        (simulated("--set", "context_lenght=9"), "did you mean 'context_length'?"),
+        (simulated("--set", "context_length=9"), "but the context holds 9"),
+        (simulated("--config", "no/such.yaml"), "the configuration no/such.yaml can't be read"),
         (simulated("--temperature", "1"), "can't sample"),
         (["hi", "--max-tokens", "0"], "max_tokens=0 must be at least 1"),
     ],
@@ -53,3 +57,15 @@ def test_an_error_is_one_line_and_exit_code_2(monkeypatch, capsys, arguments: li
     errors = capsys.readouterr().err.strip().splitlines()
     assert len(errors) == 1
     assert message in errors[0]
+
+
+def test_a_file_chooses_engine_model_and_settings_and_flags_change_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file = tmp_path / "serving.yaml"
+    file.write_text("engine: simulated\nsimulated: {a: 0.0001, b: 0, d: 0, seed: 1}\n")
+    answers = []
+    for arguments in ([], ["--set", "seed=5"], ["--set", "simulated.seed=1"]):
+        assert run(monkeypatch, "hello", "--config", str(file), "--max-tokens", "30", *arguments) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[2] != answers[1]

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 import pytest
+from clocks import VirtualClock
 from contract import EngineContract, Loader
 
 from servinglib.engines.base import Engine
@@ -12,19 +13,6 @@ from servinglib.engines.simulated_engine import SimulatedEngine
 from servinglib.errors import InvalidSetting, UnknownName
 from servinglib.policies.step_time import StepTime
 from servinglib.request import Request, SamplingParams
-
-
-class VirtualClock:
-    def __init__(self) -> None:
-        self.time = 100.0
-        self.sleeps: list[float] = []
-
-    def __call__(self) -> float:
-        return self.time
-
-    def sleep(self, seconds: float) -> None:
-        self.sleeps.append(seconds)
-        self.time += seconds
 
 
 class TestContract(EngineContract):

@@ -22,12 +22,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from servinglib.engines.answer import Answer
-from servinglib.engines.base import Engine, Prompt, checked_ids
+from servinglib.engines.base import Engine, Prompt, check_logprobs, checked_ids
 from servinglib.engines.capabilities import Capabilities, EngineCounters
 from servinglib.engines.continuous.requests import Choice, Ticket
+from servinglib.engines.continuous.settings import Settings
 from servinglib.engines.continuous.statistics import EngineStatistics, StepRecord
+from servinglib.engines.settings import checked
 from servinglib.engines.streams import EventStream, Item, Listener, Patience, listen, waker
-from servinglib.errors import InvalidRequest, UnknownName
 from servinglib.policies.sequence import SequenceState
 from servinglib.request import Request, TokenEvent
 
@@ -78,12 +79,15 @@ class ContinuousEngine(Engine):
         UnknownName, InvalidSetting, ModelUnavailable
             Before any weight is read, if an option or the model can't be had.
         """
-        from servinglib.engines.continuous.loading import Settings, load
+        settings = checked(Settings, options)
+        from servinglib.engines.continuous.loading import load
 
-        for option in options:
-            if option not in Settings.names():
-                raise UnknownName("option", option, Settings.names())
-        return cls(model, load(model, Settings(**options)))
+        return cls(model, load(model, settings))
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's own; a server writes chats and the names of tokens with it."""
+        return self._tokenizer
 
     @property
     def statistics(self) -> EngineStatistics:
@@ -110,11 +114,7 @@ class ContinuousEngine(Engine):
     def validate(self, request: Request) -> list[int]:
         """The prompt's token ids, or the typed error that says why it can never be served."""
         tokens = super().validate(request)
-        if (request.params.logprobs or 0) > self.vocabulary:
-            raise InvalidRequest(
-                f"logprobs={request.params.logprobs} asks for more tokens than the vocabulary has, which is "
-                f"{self.vocabulary:,}; ask for fewer"
-            )
+        check_logprobs(request.params.logprobs, self.vocabulary)
         self._loop.planner.check(SequenceState(None, len(tokens), request.params.max_tokens))
         return tokens
 

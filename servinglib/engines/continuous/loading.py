@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from servinglib.cache.block_pool import BlockPool
 from servinglib.decoder.loading import (
-    ATTENTIONS,
     NUMBA_FORMATS,
     Checkpoint,
     Machine,
@@ -22,124 +20,18 @@ from servinglib.decoder.shape import DecoderShape
 from servinglib.engines.answer import eos_ids_of
 from servinglib.engines.continuous.loop import EngineLoop
 from servinglib.engines.continuous.runner import Runner
-from servinglib.engines.continuous.speculative import DraftModel, Guess, GuessFunction, PromptLookup, Proposer
+from servinglib.engines.continuous.settings import PROMPT_LOOKUP, Guess, Settings
+from servinglib.engines.continuous.speculative import DraftModel, GuessFunction, PromptLookup, Proposer
 from servinglib.engines.transformers_engine import choose_device, choose_dtype
-from servinglib.errors import InvalidSetting, UnknownName
+from servinglib.errors import InvalidSetting
 from servinglib.models.loading import load_tokenizer
-from servinglib.policies.length_prediction import LengthPredictor
-from servinglib.policies.scheduling import SchedulingPolicy, scheduling_policy
-from servinglib.policies.stepping import StepPlanner, check_limits
+from servinglib.policies.scheduling import scheduling_policy
+from servinglib.policies.stepping import StepPlanner
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from servinglib.decoder.graphs import DecodeGraphs
-
-QUANTIZATIONS = ("int8",)
-PROMPT_LOOKUP = "prompt-lookup"
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """Options of `ContinuousEngine.load`.
-
-    Attributes
-    ----------
-    policy : str or SchedulingPolicy
-        Who goes first: a name of `policies.scheduling.POLICIES`, or an object of your own.
-    predictor : LengthPredictor, optional
-        Guesses how long answers will be, for the policy "shortest-remaining".
-    device, dtype, threads, allow_download
-        As for the Transformers engine.
-    quantization : {"int8"}, optional
-        Weights as 8-bit integers.
-    kv_cache_memory : str, int or float, optional
-        "1GiB", bytes, or a share of the free memory; a quarter of it on a CPU unless given.
-    context_length : int, optional
-        Most tokens of prompt and answer; the model's own, or what the KV cache holds, unless given.
-    max_num_seqs, max_num_batched_tokens, max_prefill_tokens, chunked_prefill
-        As for `StepPlanner`.
-    block_size : int
-        Tokens in a page of KV cache.
-    prefix_caching : bool
-        Whether prompts that begin alike are computed once.
-    block_pool : type of BlockPool
-        Keeps the books of the pages.
-    speculative : str or callable, optional
-        "prompt-lookup", the name of a draft model with the same vocabulary, or a function that guesses
-        (`speculative.GuessFunction`).
-    draft_tokens : int
-        Guesses per step and sequence, if `speculative` is given.
-    attention : {"auto", "numba", "torch", "triton"}
-        "auto" is Triton's kernels on a GPU, and on a CPU Numba's, which know bfloat16 and float32, or else
-        plain PyTorch; `engine.attention` tells.
-    graphs : bool, optional
-        Whether a decode step is launched as one CUDA graph; where it can be, unless given.
-    overlap : bool, optional
-        Whether a step is launched before the last one's tokens are read; as for `graphs`, and not with
-        `speculative`, which guesses from the tokens.
-    """
-
-    policy: str | SchedulingPolicy = "fcfs"
-    predictor: LengthPredictor | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    threads: int | None = None
-    allow_download: bool | None = None
-    quantization: str | None = None
-    kv_cache_memory: str | int | float | None = None
-    context_length: int | None = None
-    max_num_seqs: int = 64
-    max_num_batched_tokens: int = 2048
-    max_prefill_tokens: int = 2048
-    chunked_prefill: bool = True
-    block_size: int = 16
-    prefix_caching: bool = True
-    block_pool: type[BlockPool] = BlockPool
-    speculative: str | Guess | None = None
-    draft_tokens: int = 4
-    attention: str = "auto"
-    graphs: bool | None = None
-    overlap: bool | None = None
-
-    def __post_init__(self) -> None:
-        check_limits(self.max_num_seqs, self.max_num_batched_tokens, self.max_prefill_tokens)
-        if self.quantization not in (None, *QUANTIZATIONS):
-            raise UnknownName("quantization", self.quantization, QUANTIZATIONS)
-        if self.attention not in ("auto", *ATTENTIONS):
-            raise UnknownName("attention", self.attention, ("auto", *ATTENTIONS))
-        if self.overlap and self.speculative is not None:
-            raise InvalidSetting(
-                "overlap=True launches a step before the tokens are known from which speculative="
-                f"{self.speculative!r} would guess; leave one of the two out"
-            )
-        for name in ("draft_tokens", "block_size", "threads", "context_length"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InvalidSetting(f"{name}={value} must be at least 1")
-
-    def on(self, device: torch.device, dtype: torch.dtype) -> Settings:
-        """The same with what is left open decided for this device and number format."""
-        attention = best_attention(device, dtype) if self.attention == "auto" else self.attention
-        if attention == "numba" and (device.type != "cpu" or dtype not in NUMBA_FORMATS):
-            raise InvalidSetting(
-                f"attention='numba' needs a CPU and bfloat16 or float32; here it is {dtype} on {device}"
-            )
-        can = {"graphs": attention == "triton" and device.type == "cuda", "overlap": attention == "triton"}
-        for name, possible in can.items():
-            if getattr(self, name) and not possible:
-                raise InvalidSetting(
-                    f"{name}=True needs attention='triton'{' on a GPU' * (name == 'graphs')}; here it is "
-                    f"{attention!r} on {device}"
-                )
-        overlap = can["graphs"] and self.speculative is None if self.overlap is None else self.overlap
-        graphs = can["graphs"] if self.graphs is None else self.graphs
-        return replace(self, attention=attention, graphs=graphs, overlap=overlap)
-
-    @classmethod
-    def names(cls) -> list[str]:
-        """The options that there are."""
-        return [f.name for f in fields(cls)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +53,7 @@ def load(model: str, settings: Settings) -> Parts:
     policy = scheduling_policy(policy) if isinstance(policy, str) else policy
     device = torch.device(choose_device(settings.device))
     dtype = getattr(torch, choose_dtype(settings.dtype, device.type))
-    settings = settings.on(device, dtype)
+    settings = _decided(settings, device, dtype)
     found = Checkpoint.find(model, settings.allow_download)
     draft = _draft_checkpoint(settings, found.shape)
     memory, context = _plan_memory(settings, found.shape, draft.shape if draft else None, device, dtype)
@@ -190,6 +82,25 @@ def load(model: str, settings: Settings) -> Parts:
     loop = EngineLoop(build, settings.prefix_caching, settings.predictor, bool(settings.overlap))
     ends = eos_ids_of(_told_eos_ids(found), tokenizer)
     return Parts(loop, tokenizer, found.shape.vocabulary, context, ends, memory, settings.attention)
+
+
+def _decided(settings: Settings, device: torch.device, dtype: torch.dtype) -> Settings:
+    """The settings with what they leave open decided for this device and number format."""
+    attention = best_attention(device, dtype) if settings.attention == "auto" else settings.attention
+    if attention == "numba" and (device.type != "cpu" or dtype not in NUMBA_FORMATS):
+        raise InvalidSetting(
+            f"attention='numba' needs a CPU and bfloat16 or float32; here it is {dtype} on {device}"
+        )
+    can = {"graphs": attention == "triton" and device.type == "cuda", "overlap": attention == "triton"}
+    for name, possible in can.items():
+        if getattr(settings, name) and not possible:
+            raise InvalidSetting(
+                f"{name}=True needs attention='triton'{' on a GPU' * (name == 'graphs')}; here it is "
+                f"{attention!r} on {device}"
+            )
+    overlap = can["graphs"] and settings.speculative is None if settings.overlap is None else settings.overlap
+    graphs = can["graphs"] if settings.graphs is None else settings.graphs
+    return replace(settings, attention=attention, graphs=graphs, overlap=overlap)
 
 
 def _graphs(model: Decoder, attention: Any, settings: Settings) -> DecodeGraphs | None:

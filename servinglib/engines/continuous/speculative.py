@@ -14,7 +14,7 @@ probability min(1, p/q), and where it falls the token is drawn anew from what p 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -22,10 +22,9 @@ import torch
 from servinglib.decoder.model import Decoder
 from servinglib.decoder.pages import Span
 from servinglib.decoder.step import Outcome, PagedAttention, Proposal, Scored, score
+from servinglib.engines.continuous.settings import Guess
 from servinglib.engines.sampler import choose, greedy, probabilities, race
 from servinglib.policies.sequence import SequenceState, StepPlan
-
-Guess = Callable[[list[int], int], Sequence[int]]
 
 
 class Proposer(Protocol):
