@@ -58,7 +58,7 @@ def bench_engine(
     output: Annotated[
         Path | None, typer.Option(help="Keep the figures in this JSON file, and a page beside it as .html.")
     ] = None,
-    compare: Annotated[str | None, typer.Option(hidden=True)] = None,
+    compare: Annotated[str | None, typer.Option(hidden=True, help="What `bench rivals` takes now.")] = None,
 ) -> None:
     """Engines beside each other: one model, equal prompts and lengths, in turns, with intervals."""
     from rich.console import Console

@@ -53,11 +53,8 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("ways")
 def test_every_way_is_opened_once_a_round_and_what_is_not_installed_says_so():
     found = compare("a model", ["one at a time", "dynamic batching", "continuous", "vllm"], SMALL, "cpu")
-    assert opened == ["one at a time", "dynamic batching", "continuous"] + [
-        "one at a time",
-        "continuous",
-        "dynamic batching",
-    ]
+    assert opened[:3] == ["one at a time", "dynamic batching", "continuous"]
+    assert opened[3:] == ["one at a time", "continuous", "dynamic batching"]
     for name in ("one at a time", "dynamic batching", "continuous"):
         row = found.rows[name]
         assert [len(each) for each in (row.requests_per_s, row.p50, row.p99, row.ttft_p50)] == [2] * 4
