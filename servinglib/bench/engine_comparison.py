@@ -139,7 +139,7 @@ class _Table:
             process.resume()
             figures = self.figures[name]
             figures.peak_memory_gib = process.call("peak_memory")
-            figures.kv_usage_peak = process.call("counters")["kv_cache_usage_peak"]
+            figures.counters = self._looked_up(name)
             figures.gpu_memory_gib = self._ledger.peak_gib(name)
             process.pause()
 

@@ -110,8 +110,11 @@ def _resources(result: Comparison) -> Sheet:
         "batching": lambda e: e.batching,
         "load (s)": lambda e: f"{e.load_seconds:.1f}",
         "peak memory (GiB)": lambda e: f"{e.peak_memory_gib:.2f}",
-        "KV cache used": lambda e: _share(e.kv_usage_peak),
+        "KV cache used": lambda e: _share(e.counters.kv_cache_usage_peak),
+        "preemptions": lambda e: NOT_TOLD if (n := e.counters.num_preemptions) is None else str(n),
     }
+    if any(e.counters.draft_tokens for e in result.engines.values()):
+        cells["guesses that stayed"] = lambda e: _share(e.counters.draft_acceptance)
     if result.gpu.off is None:
         cells["GPU memory (GiB)"] = lambda e: _optional(e.gpu_memory_gib)
         cells["J/token"] = lambda e: _optional(_joules(e, max(plan.batch_sizes)))

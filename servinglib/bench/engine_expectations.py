@@ -151,9 +151,10 @@ def _reasons_of_less(result: Comparison, expectation: Expectation) -> Iterator[s
             f"all requests come together and all answers have {result.plan.output_tokens} tokens, the best case "
             f"of a static batch: no row waits for a longer one and nothing is padded"
         )
-    if mine.kv_usage_peak is not None and mine.kv_usage_peak < HALF_FULL:
+    kv_used = mine.counters.kv_cache_usage_peak
+    if kv_used is not None and kv_used < HALF_FULL:
         yield (
-            f"at most {100 * mine.kv_usage_peak:.2g}% of {expectation.engine}'s KV cache was in use: memory limited no "
+            f"at most {100 * kv_used:.2g}% of {expectation.engine}'s KV cache was in use: memory limited no "
             f"batch, and sparing memory is what paging is for"
         )
     if result.device == "cpu":

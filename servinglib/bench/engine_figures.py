@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from servinglib.bench.gpu_report import GpuReport
+from servinglib.engines.capabilities import EngineCounters
 from servinglib.errors import InvalidSetting
 from servinglib.statistics import Interval, mean_interval
 
@@ -138,8 +139,8 @@ class EngineFigures:
         Resident memory of all its processes (`EngineInProcess.peak_memory`).
     gpu_memory_gib : float or None
         The most that it added to what the GPUs held.
-    kv_usage_peak : float or None
-        Largest share of its KV cache in use; None if it doesn't tell.
+    counters : EngineCounters
+        Its own, at the end.
     """
 
     options: dict[str, Any]
@@ -150,7 +151,7 @@ class EngineFigures:
     prefixes: list[PrefixTurn] = field(default_factory=list)
     peak_memory_gib: float = 0.0
     gpu_memory_gib: float | None = None
-    kv_usage_peak: float | None = None
+    counters: EngineCounters = field(default_factory=EngineCounters)
 
     def values(self, quantity: str, size: int) -> list[float]:
         """A property of `Turn` by round."""

@@ -136,7 +136,10 @@ def made(
     engines = {}
     for name, (alone, together) in rates.items():
         figures = EngineFigures({}, "somebody 1.0", "static" if name == "transformers" else "continuous", 1.0)
-        figures.kv_usage_peak = kv if name == "vllm" else None
+        if name == "vllm":
+            figures.counters = EngineCounters(
+                kv_cache_usage_peak=kv, num_preemptions=3, draft_tokens=8, accepted_tokens=2
+            )
         for size, rate in ((1, alone), (16, together)):
             seconds = [size * 64 / rate * (1 + 0.001 * i) for i in range(runs)]
             figures.turns[size] = [Turn(s, [s / 64] * size, [s] * size, 64 * size) for s in seconds]
@@ -416,6 +419,8 @@ def test_a_table_has_a_row_for_each_engine_and_batch_size_with_intervals():
     assert speeds.rows[0][2].startswith("99.9 ±0%")
     told = {what: cells for what, *cells in resources.rows}
     assert told["KV cache used"] == ["not told", "10.0%"]
+    assert told["preemptions"] == ["not told", "3"]
+    assert told["guesses that stayed"] == ["not told", "25.0%"]
     assert told["prefix hits"] == ["not told", "90.0%"]
     assert [row[0] for row in expected.rows] == [
         "vllm over transformers: tokens/s, times",
@@ -584,6 +589,6 @@ def test_two_real_engines_are_compared_in_their_own_processes(tmp_path):
             assert turn["tokens"] == 8 * int(size)
             assert 0 < max(turn["first_tokens"]) <= max(turn["latencies"]) <= turn["seconds"]
     assert [prefix["hit_rate"] for prefix in ours["prefixes"]] == [pytest.approx(32 / 59)] * 2
-    assert 0 < ours["kv_usage_peak"] <= 1
+    assert 0 < ours["counters"]["kv_cache_usage_peak"] <= 1
     assert ours["peak_memory_gib"] > kept["engines"]["simulated"]["peak_memory_gib"] > 0
     assert place.with_suffix(".html").is_file()
