@@ -178,23 +178,34 @@ def _loaded_lines(package: str) -> int:
 
 def table(result: Comparison) -> Any:
     """For people: a row for each architecture, medians over the rounds."""
+    from rich import box
     from rich.table import Table
 
+    shape, plan = result.shape, result.plan
     title = (
-        f"{result.model}: {result.shape.prompt_tokens} + {result.shape.output_tokens} tokens a request, "
-        f"latencies at {median(result.rates):.1f} requests/s, median of {result.plan.rounds}"
+        f"{result.model}: {shape.prompt_tokens} + {shape.output_tokens} tokens a request; latencies in ms, at "
+        f"{median(result.rates):.1f} requests/s; median of {plan.rounds}"
     )
-    heads = ("", "requests/s", "times", "TTFT P50", "P50", "P99", "our lines", "stands on")
-    view = Table(*heads, title=title, title_justify="left")
+    view = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    view.add_column("", no_wrap=True)
+    for head in ("requests/s", "times", "TTFT", "P50", "P99", "our lines"):
+        view.add_column(head, justify="right", no_wrap=True)
+    view.add_column("stands on (lines)")
     first = next(iter(result.rows.values()))
     for name, row in result.rows.items():
-        stands_on = row.package + (f" ({row.package_lines:,} lines loaded)" if row.package_lines else "")
-        if row.missing is not None:
-            view.add_row(name, row.missing, *[""] * 4, f"{row.lines:,}", stands_on)
-            continue
-        times = median(r / one for r, one in zip(row.requests_per_s, first.requests_per_s, strict=True))
-        latencies = (f"{1e3 * median(each):,.0f} ms" for each in (row.ttft_p50, row.p50, row.p99))
-        view.add_row(
-            name, f"{median(row.requests_per_s):.1f}", f"{times:.1f}", *latencies, f"{row.lines:,}", stands_on
-        )
+        view.add_row(name, *_figures(row, first), f"{row.lines:,}", _ground(row))
     return view
+
+
+def _figures(row: Row, first: Row) -> list[str]:
+    if row.missing is not None:
+        return [""] * 5
+    times = median(r / one for r, one in zip(row.requests_per_s, first.requests_per_s, strict=True))
+    latencies = (f"{1e3 * median(each):,.0f}" for each in (row.ttft_p50, row.p50, row.p99))
+    return [f"{median(row.requests_per_s):.1f}", f"{times:.1f}", *latencies]
+
+
+def _ground(row: Row) -> str:
+    if row.missing is not None:
+        return f"{row.package}: {row.missing}"
+    return row.package + (f" ({row.package_lines:,})" if row.package_lines else "")
