@@ -204,12 +204,12 @@ _ = ax.legend()
 # HTTP has beyond the same engine in this process is the price of making events, sending them through a socket
 # and putting them together again, charged per token.
 
-# %% [markdown] key="backlog" lang="zh" partner="220b71e8"
+# %% [markdown] key="backlog" lang="zh" partner="65fdc0f9"
 # ## 三列：一堆长短不一的活
 #
-# 64 个请求，16 个座位，回答长度 $1\dots L$ 均匀，$L=64$。静态批是班车：每车要等最长的那个，$b$ 个均匀数的最大值平均是
+# 64 个请求，16 个座位，回答长度在 $1$ 到 $L$ 之间均匀，$L=64$。静态批是班车：每车要等最长的那个，$b$ 个均匀数的最大值平均是
 #
-# $$E[\max]=\frac{L\,b}{b+1}+\frac12$$
+# $$E[\max]=\frac{L\,b}{b+1}+\frac{1}{2}$$
 #
 # 连续批处理是缆车：座位一空就坐下一个，每步都有 $b$ 个有用的 token。班车每步的有用份额只有 $(L+1)/2$ 比 $E[\max]$，
 # 所以单凭**不浪费座位**，缆车的好处是
@@ -219,13 +219,14 @@ _ = ax.legend()
 # $b=16$ 时约 1.9，再乘上两个引擎步时之比，就是该押的数。仿真用同样的三个数：班车逐车相加，缆车由 `StepPlanner` 一步步排。
 # 两列都在真引擎动手**之前**算好。
 
-# %% [markdown] key="backlog" lang="en" partner="867f5e32"
+# %% [markdown] key="backlog" lang="en" partner="2283f297"
 # ## Three columns: a heap of work of all lengths
 #
-# There are 64 requests, 16 seats, and answers of $1\dots L$ tokens, all equally likely, with $L=64$. Static batches
+# There are 64 requests, 16 seats, and answers of $1$ to $L$ tokens, all equally likely,
+# with $L=64$. Static batches
 # are coaches: each waits for its longest, and the largest of $b$ uniform numbers is on average
 #
-# $$E[\max]=\frac{L\,b}{b+1}+\frac12$$
+# $$E[\max]=\frac{L\,b}{b+1}+\frac{1}{2}$$
 #
 # Continuous batching is a ski lift: whoever is next takes a seat as it comes free, and every step makes $b$ tokens
 # of use. Of a coach's step only $(L+1)/2$ to $E[\max]$ is of use, so merely by **wasting no seats**, the lift gains
